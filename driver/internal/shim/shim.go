@@ -1,0 +1,304 @@
+package shim
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"runtime"
+	"strconv"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/bivouac-run/bivouac/driver/internal/proc"
+	"github.com/bivouac-run/bivouac/internal/statefile"
+	"golang.org/x/sys/unix"
+)
+
+const (
+	// deleteTimeout bounds the clean-up command, which takes 10 ms when
+	// nothing is wrong.
+	deleteTimeout = 20 * time.Second
+	// drainTimeout bounds how long output that nobody reads is kept after
+	// the task has ended.
+	drainTimeout = 3 * time.Second
+)
+
+// Main runs the shim of the task whose state directory is dir, and returns its
+// process exit code. It reports the start on status, which it closes.
+func Main(dir string, status *os.File) int {
+	// The mount namespace of an overlay belongs to a thread, and children
+	// must be forked from it.
+	runtime.LockOSThread()
+	s := &shim{dir: dir}
+	err := s.start(status)
+	if err != nil {
+		return 1
+	}
+	s.finish()
+	return 0
+}
+
+type shim struct {
+	dir string
+	cfg *Config
+	// unclaimed holds the statuses of children reaped while waiting for
+	// another one.
+	unclaimed map[int]syscall.WaitStatus
+	out       []*copier
+	oomBefore uint64
+	sandbox   proc.ID
+}
+
+// start brings the sandbox up and reports the outcome. On error everything it
+// made is gone when it returns.
+func (s *shim) start(status *os.File) (err error) {
+	started := &Started{}
+	defer func() {
+		if err != nil {
+			started.Err = err.Error()
+		}
+		started.At = time.Now()
+		err = errors.Join(err, statefile.WriteVolatile(filepath.Join(s.dir, startedFile), Version, started))
+		raw, _ := json.Marshal(started) // a struct of plain values
+		_, _ = status.Write(append(raw, '\n'))
+		_ = status.Close()
+	}()
+	if started.Shim, err = proc.Lookup(os.Getpid()); err != nil {
+		return err
+	}
+	if s.cfg, err = read[Config](s.dir, configFile); err != nil {
+		return err
+	}
+	if err := unix.Prctl(unix.PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0); err != nil {
+		return fmt.Errorf("become subreaper: %w", err)
+	}
+	if err := mountOverlay(s.cfg.Overlay); err != nil {
+		return err
+	}
+	s.oomBefore = readOOMKills(s.cfg.OOMFile)
+	if err := s.run(); err != nil {
+		s.abandon()
+		return err
+	}
+	started.Sandbox = s.sandbox
+	return nil
+}
+
+// run executes the Run command with the task's output pipes and learns the
+// sandbox's pid.
+func (s *shim) run() error {
+	stdin, err := os.Open(os.DevNull)
+	if err != nil {
+		return err
+	}
+	defer stdin.Close()
+	files := []*os.File{stdin}
+	for _, fifo := range []string{s.cfg.Stdout, s.cfg.Stderr} {
+		r, w, err := os.Pipe()
+		if err != nil {
+			return fmt.Errorf("make output pipe: %w", err)
+		}
+		defer w.Close()
+		files = append(files, w)
+		s.out = append(s.out, newCopier(r, fifo))
+	}
+	ws, err := s.execute(s.cfg.Run, files, s.cfg.StartTimeout)
+	if err != nil {
+		return err
+	}
+	if ws.ExitStatus() != 0 {
+		return s.runtimeError(ws)
+	}
+	pid, err := readPID(s.cfg.PIDFile)
+	if err != nil {
+		return err
+	}
+	if s.sandbox, err = s.identify(pid); err != nil {
+		return err
+	}
+	for _, c := range s.out {
+		c.start()
+	}
+	return joinCPUSet(s.cfg.ScopeProcs, s.cfg.CPUSetProcs)
+}
+
+// identify returns the ID of the sandbox process, which may have exited and
+// been reaped by now.
+func (s *shim) identify(pid int) (proc.ID, error) {
+	if _, reaped := s.unclaimed[pid]; reaped {
+		return proc.ID{PID: pid}, nil
+	}
+	id, err := proc.Lookup(pid)
+	if errors.Is(err, proc.ErrGone) {
+		return id, fmt.Errorf("sandbox process %d is not a child: %w", pid, err)
+	}
+	return id, err
+}
+
+// runtimeError turns the failure of the Run command into the last error of its
+// log.
+func (s *shim) runtimeError(ws syscall.WaitStatus) error {
+	if ws.Signaled() && ws.Signal() == syscall.SIGKILL {
+		return fmt.Errorf("runsc did not start the sandbox within %v", s.cfg.StartTimeout)
+	}
+	if msg := lastError(s.cfg.RuntimeLog); msg != "" {
+		return errors.New(msg)
+	}
+	return fmt.Errorf("runsc ended with %s and no message", describe(ws))
+}
+
+// abandon ends and removes whatever a failed start left.
+func (s *shim) abandon() {
+	killScope(s.cfg.ScopeProcs)
+	_, _ = s.execute(s.cfg.Delete, nil, deleteTimeout)
+	for _, c := range s.out {
+		c.discard()
+	}
+}
+
+// finish waits for the sandbox, removes it, drains its output and records the
+// end. The record is written before the clean-up, so that a clean-up that is
+// cut short loses nothing.
+func (s *shim) finish() {
+	ws := s.waitFor(s.sandbox.PID)
+	exit := &Exit{At: time.Now()}
+	exit.fill(ws, readOOMKills(s.cfg.OOMFile)-s.oomBefore, lastPanic(s.cfg.PanicLog))
+	if err := WriteExit(s.dir, exit); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+	}
+	deadline := time.Now().Add(drainTimeout)
+	if _, err := s.execute(s.cfg.Delete, nil, deleteTimeout); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+	}
+	for _, c := range s.out {
+		c.drain(deadline)
+	}
+}
+
+// fill sets the verdict from the sandbox's wait status, the OOM kills while it
+// ran and the first line of its panic log.
+func (e *Exit) fill(ws syscall.WaitStatus, oomKills uint64, panicLine string) {
+	e.Code = ws.ExitStatus()
+	if ws.Signaled() {
+		e.Signal = int(ws.Signal())
+		e.Code = 128 + e.Signal
+	}
+	e.OOMKills = oomKills
+	e.OOMKilled = oomKills > 0 && e.Code == 128+int(unix.SIGKILL)
+	if panicLine != "" {
+		e.Err = "sandbox runtime failed: " + panicLine
+	}
+}
+
+// execute runs argv and waits for it, killing it (and the processes in the
+// task's scope) at the timeout. nil files mean /dev/null.
+func (s *shim) execute(argv []string, files []*os.File, timeout time.Duration) (syscall.WaitStatus, error) {
+	null, err := os.OpenFile(os.DevNull, os.O_RDWR, 0)
+	if err != nil {
+		return 0, err
+	}
+	defer null.Close()
+	fds := []uintptr{null.Fd(), null.Fd(), null.Fd()}
+	for i, f := range files {
+		fds[i] = f.Fd()
+	}
+	pid, err := syscall.ForkExec(argv[0], argv, &syscall.ProcAttr{
+		Dir:   "/",
+		Env:   []string{"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"},
+		Files: fds,
+		Sys:   &syscall.SysProcAttr{Setpgid: true},
+	})
+	if err != nil {
+		return 0, fmt.Errorf("execute %q: %w", argv[0], err)
+	}
+	timer := time.AfterFunc(timeout, func() {
+		killScope(s.cfg.ScopeProcs)
+		_ = unix.Kill(-pid, unix.SIGKILL)
+	})
+	defer timer.Stop()
+	return s.waitFor(pid), nil
+}
+
+// waitFor reaps children until pid is among them. A pid that is not a child
+// yields an exit status of 255.
+func (s *shim) waitFor(pid int) syscall.WaitStatus {
+	if ws, ok := s.unclaimed[pid]; ok {
+		delete(s.unclaimed, pid)
+		return ws
+	}
+	for {
+		var ws syscall.WaitStatus
+		got, err := syscall.Wait4(-1, &ws, 0, nil)
+		switch {
+		case errors.Is(err, syscall.EINTR):
+		case err != nil:
+			return 255 << 8
+		case got == pid:
+			return ws
+		default:
+			if s.unclaimed == nil {
+				s.unclaimed = map[int]syscall.WaitStatus{}
+			}
+			s.unclaimed[got] = ws
+		}
+	}
+}
+
+func readPID(path string) (int, error) {
+	raw, err := os.ReadFile(path)
+	if err != nil {
+		return 0, fmt.Errorf("read sandbox pid: %w", err)
+	}
+	pid, err := strconv.Atoi(strings.TrimSpace(string(raw)))
+	if err != nil || pid <= 0 {
+		return 0, fmt.Errorf("read sandbox pid: %q in %q", raw, path)
+	}
+	return pid, nil
+}
+
+func describe(ws syscall.WaitStatus) string {
+	if ws.Signaled() {
+		return "signal " + ws.Signal().String()
+	}
+	return fmt.Sprintf("exit status %d", ws.ExitStatus())
+}
+
+// lastError returns the message of the last error in a runsc JSON log. Records
+// may follow each other without a newline.
+func lastError(path string) string {
+	raw, err := os.ReadFile(path)
+	if err != nil {
+		return ""
+	}
+	dec := json.NewDecoder(bytes.NewReader(raw))
+	var last string
+	for {
+		var rec struct {
+			Msg   string `json:"msg"`
+			Level string `json:"level"`
+		}
+		if err := dec.Decode(&rec); err != nil {
+			return last
+		}
+		if rec.Level == "error" {
+			last = rec.Msg
+		}
+	}
+}
+
+// lastPanic returns the first line of a panic log, bounded, or "".
+func lastPanic(path string) string {
+	f, err := os.Open(path)
+	if err != nil {
+		return ""
+	}
+	defer f.Close()
+	buf := make([]byte, 512)
+	n, _ := f.Read(buf)
+	line, _, _ := strings.Cut(strings.TrimSpace(string(buf[:n])), "\n")
+	return line
+}
