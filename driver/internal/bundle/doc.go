@@ -28,9 +28,10 @@
 //     returned spec, from values that no job can set;
 //   - devices, sysctls and tmpfs mounts asked for by a job, and swap.
 //
-// Image files and image configs are hostile input: their size is bounded, and
-// what cannot be written to JSON unchanged is refused. No error text contains
-// an argument or the value of an environment variable, which may be secret.
+// Image files and image configs are hostile input: passwd and group are read up
+// to a bound (an image config's size is its reader's to bound), and what cannot
+// be written to JSON unchanged is refused. No error text contains an argument
+// or the value of an environment variable, which may be secret.
 //
 // Known to be wrong: runsc (checked with the build of September 2026) ignores
 // the mqueue mount with a warning, so POSIX message queues have no directory
