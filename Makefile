@@ -100,7 +100,7 @@ bench-start: build tools need-root ## Start-up times beside those of peers; writ
 ## Check
 
 .PHONY: check
-check: lint test ## All that CI runs, and the full linter
+check: lint test-tools test ## All that CI runs
 
 .PHONY: lint
 lint: lint-fast ## gofmt, go vet and golangci-lint

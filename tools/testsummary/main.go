@@ -22,6 +22,7 @@ import (
 	"bufio"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -57,19 +58,20 @@ func main() {
 
 // split cuts the command line at each "--".
 func split(args []string) ([][]string, error) {
+	usage := errors.New("usage: testsummary -- GO_TEST_ARGUMENTS [-- GO_TEST_ARGUMENTS]")
 	var runs [][]string
 	for _, a := range args {
 		switch {
 		case a == "--":
 			runs = append(runs, nil)
 		case len(runs) == 0:
-			return nil, fmt.Errorf("usage: testsummary -- GO_TEST_ARGUMENTS [-- GO_TEST_ARGUMENTS]...")
+			return nil, usage
 		default:
 			runs[len(runs)-1] = append(runs[len(runs)-1], a)
 		}
 	}
 	if len(runs) == 0 {
-		return nil, fmt.Errorf("usage: testsummary -- GO_TEST_ARGUMENTS [-- GO_TEST_ARGUMENTS]...")
+		return nil, usage
 	}
 	return runs, nil
 }
