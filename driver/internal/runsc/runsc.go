@@ -9,6 +9,7 @@ import (
 	"io"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"strconv"
 	"strings"
 
@@ -108,6 +109,12 @@ func (r *Runtime) RunArgs(s Sandbox) []string {
 // what runsc keeps of it.
 func (r *Runtime) DeleteArgs(id string, f Files) []string {
 	return append(r.flags(Files{Log: f.Log}), "delete", "--force", id)
+}
+
+// Exists says whether runsc has a record of the sandbox, running or not.
+func (r *Runtime) Exists(id string) bool {
+	matches, err := filepath.Glob(filepath.Join(r.Root, id+"_sandbox:*.state"))
+	return err != nil || len(matches) > 0
 }
 
 // Delete executes DeleteArgs. A sandbox that does not exist is no error.

@@ -27,13 +27,19 @@ const (
 	drainTimeout = 3 * time.Second
 )
 
+// SlowStart is in the error of a start that took too long.
+const SlowStart = "did not start the sandbox within"
+
 // Main runs the shim of the task whose state directory is dir, and returns its
-// process exit code. It reports the start on status, which it closes.
-func Main(dir string, status *os.File) int {
-	// The mount namespace of an overlay belongs to a thread, and children
-	// must be forked from it.
+// process exit code. It reports the start on status, which it closes; it keeps
+// lock for as long as it lives.
+func Main(dir string, status, lock *os.File) int {
+	// Two things belong to a thread, and children must be forked from it: the
+	// mount namespace of an overlay, and their death with this process.
 	runtime.LockOSThread()
-	s := &shim{dir: dir}
+	unix.CloseOnExec(StatusFD)
+	unix.CloseOnExec(LockFD)
+	s := &shim{dir: dir, lock: lock}
 	err := s.start(status)
 	if err != nil {
 		return 1
@@ -43,8 +49,9 @@ func Main(dir string, status *os.File) int {
 }
 
 type shim struct {
-	dir string
-	cfg *Config
+	dir  string
+	lock *os.File
+	cfg  *Config
 	// unclaimed holds the statuses of children reaped while waiting for
 	// another one.
 	unclaimed map[int]syscall.WaitStatus
@@ -67,7 +74,7 @@ func (s *shim) start(status *os.File) (err error) {
 		_, _ = status.Write(append(raw, '\n'))
 		_ = status.Close()
 	}()
-	if started.Shim, err = proc.Lookup(os.Getpid()); err != nil {
+	if started.Shim, err = sign(s.lock); err != nil {
 		return err
 	}
 	if s.cfg, err = read[Config](s.dir, configFile); err != nil {
@@ -143,7 +150,7 @@ func (s *shim) identify(pid int) (proc.ID, error) {
 // log.
 func (s *shim) runtimeError(ws syscall.WaitStatus) error {
 	if ws.Signaled() && ws.Signal() == syscall.SIGKILL {
-		return fmt.Errorf("runsc did not start the sandbox within %v", s.cfg.StartTimeout)
+		return fmt.Errorf("runsc %s %v", SlowStart, s.cfg.StartTimeout)
 	}
 	if msg := lastError(s.cfg.RuntimeLog); msg != "" {
 		return errors.New(msg)
@@ -210,7 +217,7 @@ func (s *shim) execute(argv []string, files []*os.File, timeout time.Duration) (
 		Dir:   "/",
 		Env:   []string{"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"},
 		Files: fds,
-		Sys:   &syscall.SysProcAttr{Setpgid: true},
+		Sys:   &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL},
 	})
 	if err != nil {
 		return 0, fmt.Errorf("execute %q: %w", argv[0], err)

@@ -23,5 +23,5 @@ func main() {
 		fmt.Println("bivouac probe")
 		return
 	}
-	os.Exit(shim.Main(os.Args[1], os.NewFile(shim.StatusFD, "status")))
+	os.Exit(shim.Main(os.Args[1], os.NewFile(shim.StatusFD, "status"), os.NewFile(shim.LockFD, "lock")))
 }

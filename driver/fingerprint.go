@@ -1,0 +1,172 @@
+package driver
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"time"
+
+	"github.com/bivouac-run/bivouac/driver/internal/cgroup"
+	"github.com/bivouac-run/bivouac/internal/version"
+	"github.com/hashicorp/nomad/plugins/drivers"
+	pstructs "github.com/hashicorp/nomad/plugins/shared/structs"
+)
+
+const (
+	// fingerprintPeriod is how often the programs are looked at again.
+	fingerprintPeriod = 30 * time.Second
+	// probeTimeout bounds the boot check, which takes a fraction of a second;
+	// the kvm platform can hang.
+	probeTimeout = 20 * time.Second
+)
+
+// Fingerprint implements drivers.DriverPlugin. The first answer comes at once,
+// unhealthy until a sandbox has booted; then one for each change.
+func (d *Driver) Fingerprint(ctx context.Context) (<-chan *drivers.Fingerprint, error) {
+	ch := make(chan *drivers.Fingerprint, 1)
+	d.wg.Go(func() {
+		defer close(ch)
+		d.fingerprint(ctx, ch)
+	})
+	return ch, nil
+}
+
+func (d *Driver) fingerprint(ctx context.Context, ch chan<- *drivers.Fingerprint) {
+	send := func(fp *drivers.Fingerprint) bool {
+		select {
+		case ch <- fp:
+			return true
+		case <-ctx.Done():
+		case <-d.ctx.Done():
+		}
+		return false
+	}
+	pending := &drivers.Fingerprint{
+		Attributes:        map[string]*pstructs.Attribute{},
+		Health:            drivers.HealthStateUnhealthy,
+		HealthDescription: "checking that a sandbox boots",
+	}
+	// With a program missing, the check below answers at once by itself.
+	if _, err := d.ready(); err == nil && !send(pending) {
+		return
+	}
+	tick := time.NewTicker(fingerprintPeriod)
+	defer tick.Stop()
+	var probed, health string
+	for {
+		if fp, seen := d.inspect(ctx, probed, health); fp != nil {
+			if !send(fp) {
+				return
+			}
+			probed, health = seen, fp.HealthDescription
+		}
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			return
+		case <-d.ctx.Done():
+			return
+		}
+	}
+}
+
+func undetected(err error) *drivers.Fingerprint {
+	return &drivers.Fingerprint{Health: drivers.HealthStateUndetected, HealthDescription: err.Error()}
+}
+
+// inspect checks the host if the programs are not the ones seen before, or the
+// last check failed. It returns nil if there is nothing new to say.
+func (d *Driver) inspect(ctx context.Context, probed, health string) (fp *drivers.Fingerprint, seen string) {
+	h, err := d.relocate()
+	if err != nil {
+		if err.Error() == health {
+			return nil, ""
+		}
+		return undetected(err), ""
+	}
+	seen = identity(h.runsc.Path) + identity(h.shim)
+	if seen == probed && health == drivers.DriverHealthy {
+		return nil, seen
+	}
+	fp = h.check(ctx)
+	if seen == probed && fp.HealthDescription == health {
+		return nil, seen
+	}
+	return fp, seen
+}
+
+// relocate looks for the programs again if one was missing, so that installing
+// it heals the driver.
+func (d *Driver) relocate() (*host, error) {
+	h, err := d.ready()
+	if h == nil || err == nil {
+		return h, err
+	}
+	path, err := findProgram(h.cfg.RunscPath, "runsc")
+	if err != nil {
+		return h, err
+	}
+	shim, err := findProgram(h.cfg.ShimPath, "bivouac-shim")
+	if err != nil {
+		return h, err
+	}
+	found := *h
+	runtime := *h.runsc
+	runtime.Path = path
+	found.runsc, found.shim, found.missing = &runtime, shim, nil
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.host == h {
+		d.host = &found
+	}
+	return d.host, d.host.missing
+}
+
+// identity changes when a program is replaced.
+func identity(path string) string {
+	info, err := os.Stat(path)
+	if err != nil {
+		return path + err.Error()
+	}
+	return fmt.Sprint(path, info.Size(), info.ModTime().UnixNano())
+}
+
+// check asks runsc for its version and boots a sandbox.
+func (h *host) check(ctx context.Context) *drivers.Fingerprint {
+	fp := &drivers.Fingerprint{
+		Attributes: map[string]*pstructs.Attribute{
+			"driver.gvisor":          pstructs.NewBoolAttribute(true),
+			"driver.gvisor.version":  pstructs.NewStringAttribute(version.Version),
+			"driver.gvisor.platform": pstructs.NewStringAttribute(h.cfg.Platform),
+		},
+		Health:            drivers.HealthStateUnhealthy,
+		HealthDescription: drivers.DriverHealthy,
+	}
+	if os.Geteuid() != 0 {
+		fp.HealthDescription = "the Nomad agent must run as root for this driver"
+		return fp
+	}
+	ctx, cancel := context.WithTimeout(ctx, probeTimeout)
+	defer cancel()
+	v, err := h.runsc.Version(ctx)
+	if err != nil {
+		fp.HealthDescription = err.Error()
+		return fp
+	}
+	fp.Attributes["driver.gvisor.runsc.version"] = pstructs.NewStringAttribute(v.Release)
+	if v.Commit != "" {
+		fp.Attributes["driver.gvisor.runsc.commit"] = pstructs.NewStringAttribute(v.Commit)
+	}
+	mode, err := cgroup.DetectMode(cgroup.DefaultRoot)
+	if err != nil {
+		fp.HealthDescription = err.Error()
+		return fp
+	}
+	fp.Attributes["driver.gvisor.cgroup"] = pstructs.NewStringAttribute(string(mode))
+	if err := h.runsc.Probe(ctx, h.shim, h.cfg.RunDir); err != nil {
+		fp.HealthDescription = err.Error()
+		return fp
+	}
+	fp.Health = drivers.HealthStateHealthy
+	return fp
+}

@@ -1,0 +1,219 @@
+package driver
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"github.com/bivouac-run/bivouac/driver/internal/cgroup"
+	"github.com/bivouac-run/bivouac/driver/internal/shim"
+	"github.com/bivouac-run/bivouac/internal/statefile"
+	"github.com/hashicorp/nomad/plugins/drivers"
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+)
+
+// recordVersion is the format of a task record and of the driver state in a
+// task handle.
+const recordVersion = 1
+
+// record is what a later driver process must know of a task. It is written
+// before the shim is started, so a directory with a shim always has one.
+type record struct {
+	TaskID      string `json:"task_id"`
+	AllocID     string `json:"alloc_id"`
+	TaskName    string `json:"task_name"`
+	AllocDir    string `json:"alloc_dir"`
+	ContainerID string `json:"container_id"`
+	// CgroupPath is the path as Nomad gave it.
+	CgroupPath  string `json:"cgroup_path"`
+	ImageRef    string `json:"image_ref"`
+	ImageDigest string `json:"image_digest"`
+	StopSignal  string `json:"stop_signal,omitempty"`
+	// RunscVersion and Platform are those the sandbox was started with.
+	RunscVersion string `json:"runsc_version,omitempty"`
+	Platform     string `json:"platform"`
+}
+
+// Files of a task's state directory besides the shim's.
+const (
+	recordFile   = "task.json"
+	specFile     = "config.json"
+	runtimeLog   = "runsc.log"
+	panicLog     = "panic.log"
+	shimLog      = "shim.log"
+	sandboxPID   = "sandbox.pid"
+	resolvConf   = "resolv.conf"
+	hostsFile    = "hosts"
+	hostnameFile = "hostname"
+)
+
+// task is one sandbox that this driver process knows.
+type task struct {
+	record
+	dir     string
+	scope   *cgroup.Scope
+	process *specs.Process
+	started *shim.Started
+
+	// done is closed once exit and endedAt are set.
+	done    chan struct{}
+	exit    *drivers.ExitResult
+	endedAt time.Time
+}
+
+// containerIDOf derives runsc's name for a task's sandbox: readable at the
+// front, unique by the hash. It is the same for every driver process.
+func containerIDOf(taskID, taskName string) string {
+	sum := sha256.Sum256([]byte(taskID))
+	name := strings.Map(func(r rune) rune {
+		switch {
+		case r >= 'a' && r <= 'z', r >= 'A' && r <= 'Z', r >= '0' && r <= '9', r == '-', r == '_':
+			return r
+		}
+		return '-'
+	}, taskName)
+	const longestName = 24
+	if len(name) > longestName {
+		name = name[:longestName]
+	}
+	return name + "." + hex.EncodeToString(sum[:8])
+}
+
+// readTask loads a task from its state directory. The error wraps
+// os.ErrNotExist if there is no record, and is final if the record is of
+// another boot.
+func readTask(dir string) (*task, error) {
+	t := &task{dir: dir, done: make(chan struct{})}
+	meta, err := statefile.Read(filepath.Join(dir, recordFile), recordVersion, &t.record)
+	if err != nil {
+		return nil, err
+	}
+	boot, err := statefile.BootID()
+	if err != nil {
+		return nil, err
+	}
+	if meta.BootID != boot {
+		return nil, fmt.Errorf("task %q: the node was rebooted since it started", t.TaskID)
+	}
+	return t, nil
+}
+
+// load completes a task whose sandbox was started: how, and with what process.
+func (t *task) load() error {
+	var err error
+	if t.started, err = shim.ReadStarted(t.dir); err != nil {
+		return err
+	}
+	if t.started.Err != "" {
+		return errors.New(t.started.Err)
+	}
+	raw, err := os.ReadFile(filepath.Join(t.dir, specFile))
+	if err != nil {
+		return fmt.Errorf("read runtime spec: %w", err)
+	}
+	var spec specs.Spec
+	if err := json.Unmarshal(raw, &spec); err != nil {
+		return fmt.Errorf("read runtime spec: %w", err)
+	}
+	if t.process = spec.Process; t.process == nil {
+		return errors.New("read runtime spec: it has no process")
+	}
+	// A task that has ended may have lost its scope: it needs none any more.
+	t.scope, err = cgroup.Open(cgroup.DefaultRoot, t.CgroupPath, t.AllocID, t.TaskName)
+	if errors.Is(err, os.ErrNotExist) && !t.started.Sandbox.Alive() {
+		return nil
+	}
+	return err
+}
+
+// watch waits for the shim to end and publishes the task's exit. It returns
+// early, without doing so, when ctx ends.
+func (t *task) watch(ctx context.Context) {
+	if err := t.started.Shim.Wait(ctx); err != nil {
+		return
+	}
+	exit, err := shim.ReadExit(t.dir)
+	if err != nil {
+		exit = t.shimLost(err)
+	}
+	t.exit = &drivers.ExitResult{ExitCode: exit.Code, Signal: exit.Signal, OOMKilled: exit.OOMKilled}
+	if exit.Err != "" {
+		t.exit.Err = errors.New(exit.Err)
+	}
+	t.endedAt = exit.At
+	close(t.done)
+}
+
+// shimLost ends a sandbox whose shim died without a record: its output goes
+// nowhere and nobody will learn its exit status.
+func (t *task) shimLost(cause error) *shim.Exit {
+	_ = t.started.Sandbox.Signal(killSignal) // fails only if it is gone already
+	exit := &shim.Exit{
+		Code: 128 + int(killSignal), Signal: int(killSignal), At: time.Now(),
+		Err: "the sandbox's shim was killed; the sandbox was ended",
+	}
+	if !errors.Is(cause, os.ErrNotExist) {
+		exit.Err = fmt.Sprintf("%s (%v)", exit.Err, cause)
+	}
+	_ = shim.WriteExit(t.dir, exit) // for later readers; this one has it
+	return exit
+}
+
+// ended says whether watch has published the exit.
+func (t *task) ended() bool {
+	select {
+	case <-t.done:
+		return true
+	default:
+		return false
+	}
+}
+
+// status is the task in Nomad's words.
+func (t *task) status() *drivers.TaskStatus {
+	s := &drivers.TaskStatus{
+		ID:        t.TaskID,
+		Name:      t.TaskName,
+		State:     drivers.TaskStateRunning,
+		StartedAt: t.started.At,
+		DriverAttributes: map[string]string{
+			"container_id":  t.ContainerID,
+			"image":         t.ImageRef,
+			"image_digest":  t.ImageDigest,
+			"platform":      t.Platform,
+			"runsc_version": t.RunscVersion,
+			"sandbox_pid":   fmt.Sprint(t.started.Sandbox.PID),
+		},
+	}
+	if t.ended() {
+		s.State = drivers.TaskStateExited
+		s.CompletedAt = t.endedAt
+		s.ExitResult = t.exit
+	}
+	return s
+}
+
+// handle is what Nomad keeps for RecoverTask. All of the state is in the
+// task's directory, whose name follows from the task's ID.
+func (t *task) handle(cfg *drivers.TaskConfig) (*drivers.TaskHandle, error) {
+	h := drivers.NewTaskHandle(recordVersion)
+	h.Config = cfg
+	h.State = drivers.TaskStateRunning
+	if t.ended() {
+		h.State = drivers.TaskStateExited
+	}
+	if err := h.SetDriverState(&handleState{ContainerID: t.ContainerID}); err != nil {
+		return nil, fmt.Errorf("encode task handle: %w", err)
+	}
+	return h, nil
+}
+
+// handleState is the driver's part of a task handle.
+type handleState struct{ ContainerID string }
