@@ -55,7 +55,7 @@ tools-all: tools ## The same, and Consul and Vault
 	@tools/install consul vault
 
 .PHONY: run
-run: build tools need-root ## Start a Nomad agent with the driver, on this machine
+run: need-root build tools ## Start a Nomad agent with the driver, on this machine
 	@./deploy/dev/run
 
 .PHONY: stop
@@ -65,7 +65,7 @@ stop: need-root ## Stop that agent and remove what it left
 ## Test
 
 .PHONY: test
-test: build tools need-root ## Unit, root and e2e tests
+test: need-root build tools ## Unit, root and e2e tests
 	@$(UNIT); $(SUMMARY) -- $(GOTEST) -p 2 $$unit $(E2E)
 
 .PHONY: test-unit
@@ -73,11 +73,11 @@ test-unit: ## The tests that need neither root nor other programs
 	@$(UNIT); BIVOUAC_CI= CI= $(SUMMARY) -- $(GOTEST) -short $$unit
 
 .PHONY: test-root
-test-root: build tools need-root ## Unit tests and those that need root, no agents
+test-root: need-root build tools ## Unit tests and those that need root, no agents
 	@$(UNIT); $(SUMMARY) -- $(GOTEST) -p 2 $$unit
 
 .PHONY: e2e
-e2e: build tools need-root ## End-to-end tests with real agents: make e2e RUN=regexp
+e2e: need-root build tools ## End-to-end tests with real agents: make e2e RUN=regexp
 	@$(SUMMARY) -- $(GOTEST) -p 1 -run '$(RUN)' ./e2e/...
 
 .PHONY: test-tools
@@ -94,7 +94,7 @@ fuzz: ## Run each fuzzer for FUZZTIME (20s)
 	done
 
 .PHONY: bench-start
-bench-start: build tools need-root ## Start-up times beside those of peers; writes build/bench-start.json
+bench-start: need-root build tools ## Start-up times beside those of peers; writes build/bench-start.json
 	@go run ./e2e/bench start
 
 ## Check
