@@ -11,7 +11,6 @@ import (
 	"strings"
 	"time"
 
-	"github.com/creack/pty"
 	"golang.org/x/sys/unix"
 )
 
@@ -164,9 +163,9 @@ type outStream struct {
 func connect(cmd *exec.Cmd, e Exec) (*streams, error) {
 	s := &streams{exec: e, done: make(chan struct{}), ended: make(chan struct{})}
 	if e.TTY {
-		master, replica, err := pty.Open()
+		master, replica, err := openTerminal()
 		if err != nil {
-			return nil, fmt.Errorf("open terminal: %w", err)
+			return nil, err
 		}
 		s.child = []*os.File{replica}
 		s.stdin, s.outs = master, []outStream{{master, e.Stdout}}
@@ -293,7 +292,7 @@ func (s *streams) resize() {
 			}
 			// The kernel tells the foreground process, runsc exec, by
 			// SIGWINCH, which it passes on.
-			_ = pty.Setsize(s.stdin, &pty.Winsize{Rows: size.Rows, Cols: size.Cols})
+			_ = setSize(s.stdin, size)
 		}
 	}
 }

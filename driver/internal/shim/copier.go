@@ -77,7 +77,12 @@ func (c *copier) setDst(f *os.File) {
 	}
 }
 
+// copy opens the FIFO at once, output or not: Nomad's log collector waits for
+// a writer, and takes two seconds to stop if none ever came.
 func (c *copier) copy() error {
+	if err := c.open(); err != nil {
+		return err
+	}
 	buf := make([]byte, 32<<10)
 	for {
 		n, err := c.src.Read(buf)
