@@ -70,7 +70,7 @@ func applyStream(ctx context.Context, u *unpacker, raw io.Reader, diffID v1.Hash
 		return fmt.Errorf("%w: unknown diff_id algorithm", ErrCorrupt)
 	}
 	lr := &io.LimitedReader{R: plain, N: *budget}
-	stream := io.TeeReader(lr, h)
+	stream := newReadahead(io.TeeReader(lr, h))
 	err = u.applyLayer(ctx, stream)
 	if err == nil {
 		// The tar may end before the stream does; the hash is over all of it.
@@ -79,6 +79,7 @@ func applyStream(ctx context.Context, u *unpacker, raw io.Reader, diffID v1.Hash
 			err = fmt.Errorf("%w: decompress layer: %w", ErrCorrupt, err)
 		}
 	}
+	stream.stop()
 	if *budget = lr.N; lr.N <= 0 {
 		return fmt.Errorf("%w: layers decompress to more than the limit", ErrTooLarge)
 	}
