@@ -89,11 +89,20 @@ func newDriver(t *testing.T, cfg *PluginConfig) *Driver {
 }
 
 // harness wraps a new driver in Nomad's test kit, which talks to it over gRPC.
+// It serves one task: the kit's MkAllocDir ends it with that. (The kit's Kill
+// races with it inside go-plugin.)
 func (n *node) harness(t *testing.T) *dtestutil.DriverHarness {
 	t.Helper()
-	h := dtestutil.NewDriverHarness(t, newDriver(t, n.config(t)))
-	t.Cleanup(h.Kill)
-	return h
+	return dtestutil.NewDriverHarness(t, newDriver(t, n.config(t)))
+}
+
+// driverOf is the driver behind a harness.
+func driverOf(h *dtestutil.DriverHarness) *Driver { return h.Impl().(*Driver) }
+
+// notFound says whether err, which may have come over gRPC, is
+// drivers.ErrTaskNotFound.
+func notFound(err error) bool {
+	return err != nil && strings.Contains(err.Error(), drivers.ErrTaskNotFound.Error())
 }
 
 // taskConfig makes what Nomad's client would hand over for a task, and the
@@ -149,7 +158,7 @@ func startTask(t *testing.T, h *dtestutil.DriverHarness, cfg *drivers.TaskConfig
 	handle, _, err := h.StartTask(cfg)
 	must.NoError(t, err)
 	t.Cleanup(func() {
-		if err := h.DestroyTask(cfg.ID, true); err != nil && err.Error() != drivers.ErrTaskNotFound.Error() {
+		if err := h.DestroyTask(cfg.ID, true); err != nil && !notFound(err) {
 			t.Error(err)
 		}
 	})

@@ -1,0 +1,155 @@
+package driver
+
+import (
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/bivouac-run/bivouac/driver/internal/shim"
+	"github.com/hashicorp/go-hclog"
+	"github.com/hashicorp/nomad/helper/uuid"
+	"github.com/hashicorp/nomad/plugins/base"
+	"github.com/hashicorp/nomad/plugins/drivers"
+	"github.com/shoenig/test/must"
+)
+
+// again returns a new driver process's driver on the same node. The former is
+// closed, which leaves its sandboxes running, as a kill of the plugin does.
+func again(t *testing.T, former *Driver) *Driver {
+	t.Helper()
+	cfg := former.host.cfg
+	must.NoError(t, former.Close())
+	d := New(hclog.NewNullLogger())
+	var raw []byte
+	must.NoError(t, base.MsgPackEncode(&raw, &cfg))
+	must.NoError(t, d.SetConfig(&base.Config{PluginConfig: raw}))
+	t.Cleanup(func() { must.NoError(t, d.Close()) })
+	return d
+}
+
+// started starts a task on a driver without gRPC between, so that the driver
+// can be replaced.
+func started(t *testing.T, n *node, script string) (*Driver, *drivers.TaskConfig, *drivers.TaskHandle) {
+	t.Helper()
+	h := n.harness(t)
+	cfg := taskConfig(t, h, sh(n.image(t, "busybox", nil), script), nil)
+	handle, _, err := driverOf(h).StartTask(cfg)
+	must.NoError(t, err)
+	return driverOf(h), cfg, handle
+}
+
+func destroy(t *testing.T, d *Driver, id string) {
+	t.Helper()
+	if err := d.DestroyTask(id, true); err != nil && !notFound(err) {
+		t.Error(err)
+	}
+}
+
+func TestRecoverRunningTask(t *testing.T) {
+	d, cfg, handle := started(t, needNode(t), "echo up; while [ ! -e /local/go ]; do sleep 0.05; done; exit 9")
+	d = again(t, d)
+	must.NoError(t, d.RecoverTask(handle))
+	must.NoError(t, d.RecoverTask(handle)) // again
+	defer destroy(t, d, cfg.ID)
+	status, err := d.InspectTask(cfg.ID)
+	must.NoError(t, err)
+	must.Eq(t, drivers.TaskStateRunning, status.State)
+	result, err := d.ExecTask(cfg.ID, []string{"touch", "/local/go"}, 10*time.Second)
+	must.NoError(t, err)
+	must.Zero(t, result.ExitResult.ExitCode)
+	must.Eq(t, 9, wait(t, d, cfg.ID).ExitCode)
+}
+
+func TestRecoverTaskThatEndedMeanwhile(t *testing.T) {
+	d, cfg, handle := started(t, needNode(t), "sleep 0.2; exit 17")
+	shimID := d.tasks[cfg.ID].started.Shim
+	d = again(t, d)
+	must.NoError(t, shimID.Wait(t.Context()))
+	must.NoError(t, d.RecoverTask(handle))
+	defer destroy(t, d, cfg.ID)
+	must.Eq(t, 17, wait(t, d, cfg.ID).ExitCode)
+	must.NoError(t, d.DestroyTask(cfg.ID, false))
+	must.Error(t, d.RecoverTask(handle)) // nothing left to recover
+}
+
+func TestStartCutShortIsTakenOver(t *testing.T) {
+	d, cfg, _ := started(t, needNode(t), "echo start >> /alloc/data/starts; sleep 600")
+	before := d.tasks[cfg.ID].started
+	d = again(t, d)
+	defer destroy(t, d, cfg.ID)
+	handle, _, err := d.StartTask(cfg) // Nomad repeats it with the same ID
+	must.NoError(t, err)
+	must.Eq(t, drivers.TaskStateRunning, handle.State)
+	must.Eq(t, before.Sandbox, d.tasks[cfg.ID].started.Sandbox)
+	raw, err := os.ReadFile(filepath.Join(cfg.TaskDir().SharedAllocDir, "data", "starts"))
+	must.NoError(t, err)
+	must.Eq(t, "start\n", string(raw))
+}
+
+func TestFormerInvocationIsEnded(t *testing.T) {
+	d, cfg, _ := started(t, needNode(t), "sleep 600")
+	before := d.tasks[cfg.ID]
+	d = again(t, d)
+	next := cfg.Copy()
+	next.ID = cfg.AllocID + "/task/" + uuid.Short() // Nomad never learned of the other
+	_, _, err := d.StartTask(next)
+	must.NoError(t, err)
+	defer destroy(t, d, next.ID)
+	must.False(t, before.started.Sandbox.Alive())
+	must.DirNotExists(t, before.dir)
+}
+
+func TestSweepEndsTasksWithoutAllocation(t *testing.T) {
+	d, cfg, _ := started(t, needNode(t), "sleep 600")
+	before := d.tasks[cfg.ID]
+	must.NoError(t, os.Rename(cfg.AllocDir, cfg.AllocDir+".gone"))
+	t.Cleanup(func() { _ = os.RemoveAll(cfg.AllocDir + ".gone") })
+	d = again(t, d)
+	deadline := time.Now().Add(20 * time.Second)
+	for before.started.Sandbox.Alive() || exists(before.dir) {
+		if time.Now().After(deadline) {
+			t.Fatal("the sandbox is still there")
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
+}
+
+func exists(path string) bool {
+	_, err := os.Stat(path)
+	return err == nil
+}
+
+func TestTaskOfAnotherBootIsNotRecovered(t *testing.T) {
+	d, cfg, handle := started(t, needNode(t), "exit 0")
+	wait(t, d, cfg.ID)
+	path := filepath.Join(d.tasks[cfg.ID].dir, recordFile)
+	raw, err := os.ReadFile(path)
+	must.NoError(t, err)
+	const marker = `"boot_id":"`
+	i := strings.Index(string(raw), marker) + len(marker)
+	raw[i] ^= 1
+	must.NoError(t, os.WriteFile(path, raw, 0o600))
+	d = again(t, d)
+	must.ErrorContains(t, d.RecoverTask(handle), "rebooted")
+	// Nomad then destroys it.
+	must.NoError(t, ignoreNotFound(d.DestroyTask(cfg.ID, true)))
+	must.False(t, exists(filepath.Dir(path)))
+}
+
+func ignoreNotFound(err error) error {
+	if notFound(err) {
+		return nil
+	}
+	return err
+}
+
+func TestRecoverRefusesHandles(t *testing.T) {
+	d := newDriver(t, needNode(t).config(t))
+	must.ErrorContains(t, d.RecoverTask(nil), "empty")
+	must.ErrorContains(t, d.RecoverTask(&drivers.TaskHandle{Version: 9, Config: &drivers.TaskConfig{ID: "x"}}), "version 9")
+	must.ErrorIs(t, d.RecoverTask(&drivers.TaskHandle{Version: recordVersion, Config: &drivers.TaskConfig{ID: "x"}}), os.ErrNotExist)
+	_, err := shim.ReadExit(t.TempDir())
+	must.ErrorIs(t, err, os.ErrNotExist)
+}
