@@ -16,6 +16,7 @@ address=http://127.0.0.1:$port
 data=/var/lib/bivouac-dev-$port # agent.{hcl,log,pid}, Nomad's data, images
 run=/run/bivouac-dev-$port      # run_dir of the driver
 
+# With cgroup v1 Nomad knows one parent only, "nomad", for all agents.
 cgroup=bivouac-dev-$port.slice
 bridge=bvdev$port
 subnet=172.27.$((port % 256)).0/24
@@ -31,6 +32,12 @@ die() {
 	printf '%s\n' "$1" >&2
 	if [ $# -gt 1 ]; then printf 'hint: %s\n' "$2" >&2; fi
 	exit 1
+}
+
+# lock_data keeps other runs and stops away until this one ends.
+lock_data() {
+	exec {lock}<"$data"
+	flock -n "$lock" || die "another make run or make stop is at work on $data"
 }
 
 # started prints the start time of process $1, in ticks since boot.
