@@ -103,7 +103,8 @@ bench-start: need-root build tools ## Start-up times beside those of peers; writ
 check: lint test-tools test ## All that CI runs
 
 .PHONY: lint
-lint: lint-fast ## gofmt, go vet and golangci-lint
+lint: lint-fast ## gofmt, go vet, go mod tidy and golangci-lint
+	@go mod tidy -diff >/dev/null || { echo "go.mod or go.sum is not tidy: go mod tidy" >&2; exit 1; }
 	@tools/install lint
 	$(TOOLS)/lint/golangci-lint run ./...
 
