@@ -4,12 +4,14 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"testing"
 	"time"
 
 	"github.com/bivouac-run/bivouac/internal/testimage"
 	v1 "github.com/google/go-containerregistry/pkg/v1"
+	"github.com/hashicorp/go-hclog"
 	"github.com/hashicorp/nomad/client/lib/cgroupslib"
 	"github.com/hashicorp/nomad/helper/testlog"
 	"github.com/hashicorp/nomad/helper/uuid"
@@ -93,8 +95,18 @@ func newDriver(t *testing.T, cfg *PluginConfig) *Driver {
 // races with it inside go-plugin.)
 func (n *node) harness(t *testing.T) *dtestutil.DriverHarness {
 	t.Helper()
-	return dtestutil.NewDriverHarness(t, newDriver(t, n.config(t)))
+	return harnessOf(t, newDriver(t, n.config(t)))
 }
+
+func harnessOf(t *testing.T, d *Driver) *dtestutil.DriverHarness {
+	t.Helper()
+	return dtestutil.NewDriverHarness(t, d)
+}
+
+func testLogger(t *testing.T) hclog.Logger { return testlog.HCLogger(t) }
+
+// regexpContainerID is what runsc accepts (runsc/container, idRegex).
+var regexpContainerID = regexp.MustCompile(`^[\w+\-.]+$`)
 
 // driverOf is the driver behind a harness.
 func driverOf(h *dtestutil.DriverHarness) *Driver { return h.Impl().(*Driver) }
@@ -109,14 +121,28 @@ func notFound(err error) bool {
 // directories and cgroups it would have made.
 func taskConfig(t *testing.T, h *dtestutil.DriverHarness, opts *TaskConfig, change func(*drivers.TaskConfig)) *drivers.TaskConfig {
 	t.Helper()
+	return taskConfigWithLogs(t, h, opts, change, true)
+}
+
+// badTaskConfig is taskConfig for a task that will not start: the kit's log
+// collector would wait for seconds for a writer.
+func badTaskConfig(t *testing.T, h *dtestutil.DriverHarness, opts *TaskConfig, change func(*drivers.TaskConfig)) *drivers.TaskConfig {
+	t.Helper()
+	return taskConfigWithLogs(t, h, opts, change, false)
+}
+
+func taskConfigWithLogs(t *testing.T, h *dtestutil.DriverHarness, opts *TaskConfig, change func(*drivers.TaskConfig), logs bool) *drivers.TaskConfig {
+	t.Helper()
 	if opts.ImagePullTimeout == "" {
 		opts.ImagePullTimeout = "1m"
 	}
 	allocID := uuid.Generate()
 	cfg := &drivers.TaskConfig{
-		ID:      allocID + "/task/" + uuid.Short(),
-		AllocID: allocID,
-		Name:    "task",
+		ID:         allocID + "/task/" + uuid.Short(),
+		AllocID:    allocID,
+		Name:       "task",
+		StdoutPath: os.DevNull,
+		StderrPath: os.DevNull,
 		Resources: &drivers.Resources{
 			NomadResources: &structs.AllocatedTaskResources{
 				Memory: structs.AllocatedMemoryResources{MemoryMB: 256},
@@ -133,7 +159,7 @@ func taskConfig(t *testing.T, h *dtestutil.DriverHarness, opts *TaskConfig, chan
 		change(cfg)
 	}
 	must.NoError(t, cfg.EncodeConcreteDriverConfig(opts))
-	t.Cleanup(h.MkAllocDir(cfg, true))
+	t.Cleanup(h.MkAllocDir(cfg, logs))
 	must.NoError(t, cgroupslib.Init(testlog.HCLogger(t), allCPUs(t)))
 	h.MakeTaskCgroup(cfg.AllocID, cfg.Name)
 	return cfg

@@ -12,6 +12,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -258,9 +259,10 @@ func (l *logPipe) close() {
 
 // lastError closes the writer and returns the last error that was logged. The
 // child must have ended: it logs one short record per failure, which a pipe
-// holds.
+// holds. Nobody else is waited for who may hold the pipe open.
 func (l *logPipe) lastError() string {
 	_ = l.w.Close()
+	_ = l.r.SetReadDeadline(time.Now().Add(drainIdle))
 	return lastErrorOf(l.r)
 }
 
