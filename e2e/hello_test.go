@@ -42,10 +42,15 @@ func TestHelloJobFile(t *testing.T) {
 		t.Fatal(err)
 	}
 	r := a.RunHCL(t, string(hcl), "image = \""+busybox(t)+"\"")
-	allocs := r.DoneAll(t, 1)
-	for name, s := range allocs[0].TaskStates {
-		if s.Failed {
-			t.Errorf("task %q failed: %s", name, nomadtest.Events(allocs[0], name))
+	out := a.AwaitLog(t, r.Running(t), "stdout", func(s string) bool { return strings.Contains(s, "\nup ") })
+	for _, want := range []string{"kernel  Linux", "gvisor", "network     lo\n"} {
+		if !strings.Contains(out, want) {
+			t.Errorf("no %q in the output:\n%s", want, out)
 		}
+	}
+	alloc := stop(t, r)
+	a.AwaitLog(t, alloc, "stdout", func(s string) bool { return strings.HasSuffix(s, "bye\n") })
+	if alloc.ClientStatus != api.AllocClientStatusComplete {
+		t.Errorf("allocation is %s: %s", alloc.ClientStatus, nomadtest.Events(alloc, "main"))
 	}
 }

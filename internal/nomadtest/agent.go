@@ -137,7 +137,7 @@ func (a *Agent) AwaitHealthy() error {
 	return poll(60*time.Second, func() error {
 		select {
 		case <-a.exited:
-			return final{errors.New("the agent exited")}
+			return final{fmt.Errorf("the agent ended: %v", a.cmd.ProcessState)}
 		default:
 		}
 		nodes, _, err := a.Client.Nodes().List(nil)
@@ -260,7 +260,7 @@ func (a *Agent) Stop() error {
 	var errs []error
 	select {
 	case <-a.exited:
-		errs = append(errs, errors.New("stop agent: it has exited before"))
+		errs = append(errs, fmt.Errorf("stop agent: it has ended before: %v; its log ends:\n%s", a.cmd.ProcessState, a.logTail(0)))
 	default:
 		errs = append(errs, a.endJobs(), a.interrupt())
 	}

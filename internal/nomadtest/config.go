@@ -131,8 +131,7 @@ consul {
   server_auto_join = false
 }
 telemetry {
-  publish_allocation_metrics = false
-  publish_node_metrics       = false
+  publish_allocation_metrics = true # without it, no statistics of tasks either
 }
 `, l.token, l.data(), l.plugins(), at.http, at.rpc, at.serf)
 	// The cloud fingerprints wait for metadata services that are not there.

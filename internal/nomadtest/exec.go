@@ -103,6 +103,16 @@ func (term *Terminal) Expect(t testing.TB, text string) string {
 	return seen
 }
 
+// Shows waits a second for text, like Expect, and says whether it came.
+func (term *Terminal) Shows(text string) bool {
+	return poll(time.Second, func() error {
+		if _, ok := term.out.take(text); !ok {
+			return fmt.Errorf("no %q", text)
+		}
+		return nil
+	}) == nil
+}
+
 // Wait returns the command's exit code.
 func (term *Terminal) Wait(t testing.TB) int {
 	t.Helper()

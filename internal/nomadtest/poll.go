@@ -73,10 +73,11 @@ func (a *Agent) logTail(offset int64) string {
 	}
 	var b bytes.Buffer
 	for line := range strings.Lines(string(raw[offset:])) {
-		if !strings.Contains(line, "[DEBUG]") && !strings.Contains(line, "[TRACE]") || strings.Contains(line, "gvisor") {
+		noise := strings.Contains(line, "[DEBUG]") || strings.Contains(line, "[TRACE]") || strings.Contains(line, "exec session")
+		if !noise || strings.Contains(line, "gvisor") {
 			b.WriteString(line)
 		}
 	}
-	const longest = 32 << 10
+	const longest = 16 << 10
 	return tail(b.String(), longest)
 }
