@@ -121,6 +121,11 @@ func (s *start) decideMounts() error {
 	return s.protectRoot()
 }
 
+// nameFilesDir is where resolv.conf, hosts and hostname lie, below the task's
+// directory but out of the task's sight. The task may write to them, as it may
+// under Docker, so they are on the disk that Nomad accounts for, not in /run.
+const nameFilesDir = ".bivouac"
+
 // writeNameFiles writes resolv.conf, hosts and hostname, and returns their
 // mounts.
 func (s *start) writeNameFiles() ([]bundle.Mount, error) {
@@ -140,12 +145,20 @@ func (s *start) writeNameFiles() ([]bundle.Mount, error) {
 	if err != nil {
 		return nil, fmt.Errorf("write /etc/hostname: %w", err)
 	}
+	dir := filepath.Join(s.cfg.TaskDir().Dir, nameFilesDir)
+	if err := os.RemoveAll(dir); err != nil { // a former start's
+		return nil, fmt.Errorf("write task files: %w", err)
+	}
+	if err := os.Mkdir(dir, 0o755); err != nil {
+		return nil, fmt.Errorf("write task files: %w", err)
+	}
+	s.undo(func() error { return os.RemoveAll(dir) })
 	var mounts []bundle.Mount
 	for _, f := range []struct {
 		name    string
 		content []byte
 	}{{resolvConf, resolv}, {hostsFile, hosts}, {hostnameFile, hostname}} {
-		path := filepath.Join(s.t.dir, f.name)
+		path := filepath.Join(dir, f.name)
 		if err := os.WriteFile(path, f.content, 0o644); err != nil {
 			return nil, fmt.Errorf("write task file: %w", err)
 		}

@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"runtime"
 	"sync"
+	"sync/atomic"
 
 	"github.com/bivouac-run/bivouac/driver/internal/image"
 	"github.com/bivouac-run/bivouac/driver/internal/runsc"
@@ -34,6 +35,8 @@ type Driver struct {
 	ctx    context.Context
 	cancel context.CancelFunc
 	wg     sync.WaitGroup
+	// runscVersion is what the last check found; nil before.
+	runscVersion atomic.Pointer[runsc.Version]
 
 	mu sync.Mutex
 	// host is what SetConfig set up; nil before.

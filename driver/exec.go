@@ -20,7 +20,10 @@ const maxExecOutput = 1 << 20
 // ExecTask implements drivers.DriverPlugin: script checks, template scripts
 // and actions.
 func (d *Driver) ExecTask(taskID string, cmd []string, timeout time.Duration) (*drivers.ExecTaskResult, error) {
-	ctx, cancel := context.WithTimeout(d.ctx, timeout)
+	ctx, cancel := context.WithCancel(d.ctx)
+	if timeout > 0 {
+		ctx, cancel = context.WithTimeout(d.ctx, timeout)
+	}
 	defer cancel()
 	var stdout, stderr limitedBuffer
 	code, err := d.exec(ctx, taskID, cmd, runsc.Exec{Stdout: &stdout, Stderr: &stderr})

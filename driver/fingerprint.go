@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/bivouac-run/bivouac/driver/internal/cgroup"
+	"github.com/bivouac-run/bivouac/driver/internal/runsc"
 	"github.com/bivouac-run/bivouac/internal/version"
 	"github.com/hashicorp/nomad/plugins/drivers"
 	pstructs "github.com/hashicorp/nomad/plugins/shared/structs"
@@ -88,7 +89,8 @@ func (d *Driver) inspect(ctx context.Context, probed, health string) (fp *driver
 	if seen == probed && health == drivers.DriverHealthy {
 		return nil, seen
 	}
-	fp = h.check(ctx)
+	fp, v := h.check(ctx)
+	d.runscVersion.Store(v)
 	if seen == probed && fp.HealthDescription == health {
 		return nil, seen
 	}
@@ -131,9 +133,10 @@ func identity(path string) string {
 	return fmt.Sprint(path, info.Size(), info.ModTime().UnixNano())
 }
 
-// check asks runsc for its version and boots a sandbox.
-func (h *host) check(ctx context.Context) *drivers.Fingerprint {
-	fp := &drivers.Fingerprint{
+// check asks runsc for its version, nil if it does not tell, and boots a
+// sandbox.
+func (h *host) check(ctx context.Context) (fp *drivers.Fingerprint, v *runsc.Version) {
+	fp = &drivers.Fingerprint{
 		Attributes: map[string]*pstructs.Attribute{
 			"driver.gvisor":          pstructs.NewBoolAttribute(true),
 			"driver.gvisor.version":  pstructs.NewStringAttribute(version.Version),
@@ -144,29 +147,29 @@ func (h *host) check(ctx context.Context) *drivers.Fingerprint {
 	}
 	if os.Geteuid() != 0 {
 		fp.HealthDescription = "the Nomad agent must run as root for this driver"
-		return fp
+		return fp, nil
 	}
 	ctx, cancel := context.WithTimeout(ctx, probeTimeout)
 	defer cancel()
-	v, err := h.runsc.Version(ctx)
+	found, err := h.runsc.Version(ctx)
 	if err != nil {
 		fp.HealthDescription = err.Error()
-		return fp
+		return fp, nil
 	}
-	fp.Attributes["driver.gvisor.runsc.version"] = pstructs.NewStringAttribute(v.Release)
-	if v.Commit != "" {
-		fp.Attributes["driver.gvisor.runsc.commit"] = pstructs.NewStringAttribute(v.Commit)
+	fp.Attributes["driver.gvisor.runsc.version"] = pstructs.NewStringAttribute(found.Release)
+	if found.Commit != "" {
+		fp.Attributes["driver.gvisor.runsc.commit"] = pstructs.NewStringAttribute(found.Commit)
 	}
 	mode, err := cgroup.DetectMode(cgroup.DefaultRoot)
 	if err != nil {
 		fp.HealthDescription = err.Error()
-		return fp
+		return fp, &found
 	}
 	fp.Attributes["driver.gvisor.cgroup"] = pstructs.NewStringAttribute(string(mode))
 	if err := h.runsc.Probe(ctx, h.shim, h.cfg.RunDir); err != nil {
 		fp.HealthDescription = err.Error()
-		return fp
+		return fp, &found
 	}
 	fp.Health = drivers.HealthStateHealthy
-	return fp
+	return fp, &found
 }

@@ -67,6 +67,9 @@ func (d *Driver) adopt(h *host, cfg *drivers.TaskConfig) (*task, error) {
 		return t, nil
 	}
 	d.log.Warn("clearing a start that was cut short", "task_id", cfg.ID, "error", err)
+	if errors.Is(err, errRebooted) {
+		return nil, errors.Join(h.runsc.Forget(filepath.Base(dir)), os.RemoveAll(dir))
+	}
 	return nil, h.clear(dir, t)
 }
 
@@ -96,52 +99,57 @@ func (d *Driver) awaitStart(h *host, t *task) error {
 	}
 }
 
-// clear ends and removes whatever a task directory stands for. t may be nil or
-// incomplete, if the directory could not be read.
+// clear ends and removes what a task directory of this boot stands for. t may
+// be nil, if the directory could not be read.
 func (h *host) clear(dir string, t *task) error {
-	if err := shim.Kill(dir); err != nil {
-		return fmt.Errorf("end shim of %q: %w", dir, err)
-	}
 	if t == nil {
-		t = &task{dir: dir}
-	}
-	t.dir = dir
-	if t.ContainerID == "" {
-		t.ContainerID = filepath.Base(dir)
+		t = &task{dir: dir, record: record{ContainerID: filepath.Base(dir)}}
 	}
 	if t.scope == nil && t.TaskID != "" {
-		// Gone with its allocation, if not there.
+		// It is gone with its allocation, if not there.
 		t.scope, _ = cgroup.Open(cgroup.DefaultRoot, t.CgroupPath, t.AllocID, t.TaskName)
 	}
 	return h.remove(t)
 }
 
 // endOrphans ends every task on disk that this process does not know and match
-// picks.
+// picks. What an earlier boot left is removed on the way: nothing of it runs.
 func (d *Driver) endOrphans(h *host, match func(*record) bool) error {
 	entries, err := os.ReadDir(h.tasksDir())
 	if err != nil {
 		return fmt.Errorf("list tasks: %w", err)
 	}
+	known := d.knownContainers()
 	var errs []error
 	for _, e := range entries {
+		if known[e.Name()] {
+			continue
+		}
 		dir := filepath.Join(h.tasksDir(), e.Name())
 		t, err := readTask(dir)
-		if errors.Is(err, os.ErrNotExist) {
-			continue // being made, or being removed
+		switch {
+		case errors.Is(err, os.ErrNotExist): // being made, or being removed
+		case errors.Is(err, errRebooted):
+			errs = append(errs, h.runsc.Forget(e.Name()), os.RemoveAll(dir))
+		case err != nil:
+			errs = append(errs, err)
+		case match(&t.record):
+			d.log.Warn("ending a sandbox that Nomad does not know", "task_id", t.TaskID, "container_id", t.ContainerID)
+			errs = append(errs, h.clear(dir, t))
 		}
-		if t == nil {
-			// Of another boot or unreadable: nothing of it can run.
-			errs = append(errs, os.RemoveAll(dir))
-			continue
-		}
-		if _, err := d.lookup(t.TaskID); err == nil || !match(&t.record) {
-			continue
-		}
-		d.log.Warn("ending a sandbox that Nomad does not know", "task_id", t.TaskID, "container_id", t.ContainerID)
-		errs = append(errs, h.clear(dir, t))
 	}
 	return errors.Join(errs...)
+}
+
+// knownContainers are the IDs of the sandboxes that this process knows.
+func (d *Driver) knownContainers() map[string]bool {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	known := make(map[string]bool, len(d.tasks))
+	for _, t := range d.tasks {
+		known[t.ContainerID] = true
+	}
+	return known
 }
 
 // sweep ends what is left of allocations whose directory Nomad has removed.

@@ -75,7 +75,8 @@ func TestRecoverTaskThatEndedMeanwhile(t *testing.T) {
 }
 
 func TestStartCutShortIsTakenOver(t *testing.T) {
-	d, cfg, _ := started(t, needNode(t), "echo start >> /alloc/data/starts; sleep 600")
+	d, cfg, _ := started(t, needNode(t), "echo start >> /alloc/data/starts; echo up; sleep 600")
+	output(t, cfg, "stdout", func(s string) bool { return s == "up\n" })
 	before := d.tasks[cfg.ID].started
 	d = again(t, d)
 	defer destroy(t, d, cfg.ID)

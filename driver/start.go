@@ -174,6 +174,9 @@ func (s *start) makeDir() error {
 		ImageRef: s.opts.Image, ImageDigest: s.image.Digest, StopSignal: s.image.Config.StopSignal,
 		Platform: s.h.cfg.Platform,
 	}}
+	if v := s.d.runscVersion.Load(); v != nil {
+		s.t.RunscVersion = v.Release
+	}
 	if err := os.Mkdir(s.t.dir, 0o700); err != nil {
 		return fmt.Errorf("make task directory: %w", err)
 	}

@@ -86,9 +86,12 @@ func containerIDOf(taskID, taskName string) string {
 	return name + "." + hex.EncodeToString(sum[:8])
 }
 
+// errRebooted is returned for a task of an earlier boot: nothing of it runs.
+var errRebooted = errors.New("the node was rebooted since it started")
+
 // readTask loads a task from its state directory. The error wraps
-// os.ErrNotExist if there is no record, and is final if the record is of
-// another boot.
+// os.ErrNotExist if there is no record, errRebooted if the record is of an
+// earlier boot, and statefile.ErrNewer if it is of a newer release.
 func readTask(dir string) (*task, error) {
 	t := &task{dir: dir, done: make(chan struct{})}
 	meta, err := statefile.Read(filepath.Join(dir, recordFile), recordVersion, &t.record)
@@ -100,7 +103,7 @@ func readTask(dir string) (*task, error) {
 		return nil, err
 	}
 	if meta.BootID != boot {
-		return nil, fmt.Errorf("task %q: the node was rebooted since it started", t.TaskID)
+		return nil, fmt.Errorf("task %q: %w", t.TaskID, errRebooted)
 	}
 	return t, nil
 }

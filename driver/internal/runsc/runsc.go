@@ -113,9 +113,27 @@ func (r *Runtime) DeleteArgs(id string, f Files) []string {
 }
 
 // Exists says whether runsc has a record of the sandbox, running or not.
-func (r *Runtime) Exists(id string) bool {
-	matches, err := filepath.Glob(filepath.Join(r.Root, id+"_sandbox:*.state"))
-	return err != nil || len(matches) > 0
+func (r *Runtime) Exists(id string) bool { return len(r.stateFiles(id)) > 0 }
+
+// Forget removes runsc's record of a sandbox of an earlier boot. Delete would
+// signal the pid in it, which is some other process's by now.
+func (r *Runtime) Forget(id string) error {
+	var errs []error
+	for _, path := range r.stateFiles(id) {
+		errs = append(errs, os.Remove(path))
+	}
+	return errors.Join(errs...)
+}
+
+// stateFiles are the files that runsc keeps for a sandbox (runsc/container,
+// state_file.go): record, lock and control socket.
+func (r *Runtime) stateFiles(id string) []string {
+	var files []string
+	for _, pattern := range []string{id + "_sandbox:*", "runsc-" + id + ".sock"} {
+		matches, _ := filepath.Glob(filepath.Join(r.Root, pattern)) // fails only for a bad pattern
+		files = append(files, matches...)
+	}
+	return files
 }
 
 // Delete executes DeleteArgs. A sandbox that does not exist is no error.
