@@ -26,7 +26,7 @@ job "hello" {
           echo "user    $(id -u)"
           echo "kernel  $(uname -srv)"
           echo "memory  $(awk '/MemTotal/ { print $2, $3 }' /proc/meminfo)"
-          echo "network $(awk -F '[: ]+' 'NR > 2 { print $2 }' /proc/net/dev)"
+          echo "network $(awk -F : 'NR > 2 { print $1 }' /proc/net/dev)"
           echo "dmesg   $(dmesg | head -n 1)"
           trap 'echo bye; exit 0' TERM
           while :; do
