@@ -39,8 +39,10 @@ func (d *Driver) ExecTask(taskID string, cmd []string, timeout time.Duration) (*
 // ExecTaskStreaming implements drivers.ExecTaskStreamingDriver. It returns
 // once all output has been passed on.
 func (d *Driver) ExecTaskStreaming(ctx context.Context, taskID string, opts *drivers.ExecOptions) (*drivers.ExitResult, error) {
-	defer opts.Stdout.Close()
-	defer opts.Stderr.Close()
+	defer func() {
+		_ = opts.Stdout.Close() // pipes within this process
+		_ = opts.Stderr.Close()
+	}()
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	stop := context.AfterFunc(d.ctx, cancel)

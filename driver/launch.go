@@ -33,7 +33,7 @@ func startShim(program, dir string, timeout time.Duration) (_ *shim.Started, err
 		return nil, errors.Join(err, w.Close())
 	}
 	defer lock.Close()
-	cmd := exec.Command(program, dir)
+	cmd := exec.Command(program, dir) //nolint:noctx // it outlives every context of this process
 	cmd.Dir = "/"
 	cmd.Env = []string{"GOMAXPROCS=2", "GOGC=50"} // nothing of the agent's environment
 	cmd.Stdout, cmd.Stderr = log, log

@@ -2,6 +2,7 @@ package driver
 
 import (
 	"context"
+	"errors"
 	"os"
 	"path/filepath"
 	"strings"
@@ -80,7 +81,8 @@ func TestSlowStartIsRetried(t *testing.T) {
 	d := driverOf(h)
 	_, _, err := d.StartTask(badTaskConfig(t, h, sh(n.image(t, "busybox", nil), ":"), nil))
 	must.ErrorContains(t, err, "did not start the sandbox within 300ms")
-	must.True(t, err.(*startError).IsRecoverable())
+	var failed *startError
+	must.True(t, errors.As(err, &failed) && failed.IsRecoverable())
 	nothingLeft(t, d)
 }
 

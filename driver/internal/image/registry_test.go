@@ -5,6 +5,7 @@ import (
 	"bytes"
 	"compress/gzip"
 	"context"
+	"errors"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -273,7 +274,7 @@ func TestGet_registryErrors(t *testing.T) {
 			must.ErrorIs(t, err, tc.want)
 			must.StrNotContains(t, err.Error(), "s3cret")
 			must.StrNotContains(t, err.Error(), "\n")
-			must.Eq(t, tc.want == ErrUnavailable, Retryable(err))
+			must.Eq(t, errors.Is(tc.want, ErrUnavailable), Retryable(err))
 			must.SliceEmpty(t, leftovers(t, dir))
 			roots, rerr := os.ReadDir(filepath.Join(dir, "v1", "rootfs"))
 			must.NoError(t, rerr)

@@ -73,7 +73,7 @@ func (r *Runtime) Exec(ctx context.Context, e Exec) (int, error) {
 
 	argv := append(r.flags(Files{Log: log.path()}), "exec", "--process=/proc/self/fd/4",
 		"--internal-pid-file="+pidFile.Name(), e.ID)
-	cmd := exec.Command(argv[0], argv[1:]...) // not CommandContext: the sandbox's process dies first, then this one
+	cmd := exec.Command(argv[0], argv[1:]...) //nolint:noctx // the sandbox's process dies first, then this one
 	cmd.Env = environment()
 	cmd.Dir = "/"
 	cmd.ExtraFiles = []*os.File{log.w, process}
