@@ -90,9 +90,6 @@ func configMistakes() []mistake {
 		{name: "command not executable", change: set("command", "/etc/passwd"), says: "the command is not executable"},
 		{name: "unknown user", change: func(j *nomadtest.Job) { j.Task.User = "nobody-here" }, says: "nobody-here"},
 		{name: "outside image_dirs", change: set("image", "oci:/tmp/elsewhere"), says: "add its directory to plugin option image_dirs"},
-		{name: "host network", change: func(j *nomadtest.Job) {
-			j.Group.Networks = []*api.NetworkResource{{Mode: "host"}}
-		}, says: "network: host mode"},
 	}
 }
 
@@ -125,7 +122,7 @@ func imageMistakes(t *testing.T) []mistake {
 		{name: "digest mismatch", change: image(strings.TrimSuffix(swapped, ":1") + "@" + other), says: "digest mismatch"},
 		{name: "registry denies", change: image(denied.host + "/any:1"), says: "registry denied access"},
 		{name: "registry fails", change: image(broken.host + "/any:1"), says: "registry unavailable", retried: true},
-		{name: "registry unreachable", change: image("127.0.0.1:1/any:1"), says: "registry unavailable", retried: true},
+		{name: "registry unreachable", change: image("127.0.0.1:1/any:1"), says: "connection refused", retried: true},
 		{name: "corrupt layer", change: image(corrupt(t)), says: "digest mismatch"},
 		{name: "no such layout", change: image("oci:" + agent(t).ImageDir() + "/nowhere"), says: "not found"},
 		{name: "layer leaves the root", change: image(escaping(t, tar.Header{Typeflag: tar.TypeReg, Name: "../../../../../../../../../etc/bivouac-escaped", Mode: 0o644})), says: "unsafe image"},

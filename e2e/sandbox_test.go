@@ -188,3 +188,24 @@ func TestHostVolumes(t *testing.T) {
 		t.Errorf("the mount point is in the shared root: %q", found)
 	}
 }
+
+// Nomad tells a driver nothing of network mode host, which is its default as
+// well: such a task gets loopback only, and never the node's network. (Mode
+// none is not here: with Nomad 1.11.3 no driver's task starts in it, "network
+// already configured but not found in state".)
+func TestNoNetworkIsTheNodes(t *testing.T) {
+	t.Parallel()
+	a := agent(t)
+	for mode, want := range map[string]string{"": "lo", "host": "lo", "bridge": "eth0 lo"} {
+		t.Run("mode "+mode, func(t *testing.T) {
+			t.Parallel()
+			j := nomadtest.Batch(t, busybox(t), `echo $(sed -n 's/^ *\([a-z0-9]*\):.*/\1/p' /proc/net/dev | sort)`)
+			if mode != "" {
+				j.Group.Networks = []*api.NetworkResource{{Mode: mode}}
+			}
+			if out := a.Output(t, j); out != want+"\n" {
+				t.Errorf("interfaces: %q, want %q", out, want)
+			}
+		})
+	}
+}

@@ -272,6 +272,22 @@ func (a *Agent) Stop() error {
 	return errors.Join(errs...)
 }
 
+// Collect waits until every allocation has ended and Nomad has removed it, and
+// fails the test if anything of one is then left on the host. All jobs must
+// have been purged.
+func (a *Agent) Collect(t testing.TB) {
+	t.Helper()
+	if err := a.collect(endPatience); err != nil {
+		t.Fatal(err)
+	}
+	Eventually(t, 10*time.Second, func() error {
+		if left := a.Leftovers(); len(left) > 0 {
+			return fmt.Errorf("left on the host:\n  %s", strings.Join(left, "\n  "))
+		}
+		return nil
+	})
+}
+
 // endJobs purges every job and waits until no allocation is left.
 func (a *Agent) endJobs() error {
 	jobs, _, err := a.Client.Jobs().List(nil)

@@ -130,6 +130,10 @@ consul {
   client_auto_join = false
   server_auto_join = false
 }
+limits {
+  http_max_conns_per_client = 0 # no limit: a test is one client
+  rpc_max_conns_per_client  = 0
+}
 telemetry {
   publish_allocation_metrics = true # without it, no statistics of tasks either
 }

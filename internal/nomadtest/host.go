@@ -14,6 +14,7 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/hashicorp/nomad/api"
 	"golang.org/x/sys/unix"
 )
 
@@ -91,6 +92,43 @@ func (a *Agent) Leftovers() []string {
 		})
 	}
 	return append(left, a.runscLeft()...)
+}
+
+// Sandbox names the sandbox process of a task for good: its pid and when it
+// started.
+func (a *Agent) Sandbox(alloc *api.Allocation) (string, error) {
+	for _, p := range processes(a.l.token) {
+		if p.args[0] != "runsc-sandbox" {
+			continue
+		}
+		cgroups, err := os.ReadFile(fmt.Sprintf("/proc/%d/cgroup", p.pid))
+		if err != nil || !strings.Contains(string(cgroups), alloc.ID) {
+			continue
+		}
+		started, err := startTime(p.pid)
+		return fmt.Sprintf("pid %d, started at %s", p.pid, started), err
+	}
+	return "", fmt.Errorf("allocation %s has no sandbox", alloc.ID)
+}
+
+// DriverFDs is how many files the plugin process has open.
+func (a *Agent) DriverFDs() (int, error) {
+	pids := a.DriverPIDs()
+	if len(pids) != 1 {
+		return 0, fmt.Errorf("%d plugin processes: %v", len(pids), pids)
+	}
+	entries, err := os.ReadDir(fmt.Sprintf("/proc/%d/fd", pids[0]))
+	return len(entries), err
+}
+
+// BridgePorts lists the interfaces on the agent's bridge.
+func (a *Agent) BridgePorts() []string {
+	entries, _ := os.ReadDir("/sys/class/net/" + a.l.bridge() + "/brif")
+	var names []string
+	for _, e := range entries {
+		names = append(names, e.Name())
+	}
+	return names
 }
 
 // runscLeft lists runsc's records of sandboxes.

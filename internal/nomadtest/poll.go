@@ -13,6 +13,9 @@ import (
 // pollPeriod is how often a condition is looked at.
 const pollPeriod = 50 * time.Millisecond
 
+// Moment is patience for what should be true at once but for a busy machine.
+const Moment = 10 * time.Second
+
 // final is an error that waiting does not cure.
 type final struct{ error }
 
