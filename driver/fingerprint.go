@@ -16,13 +16,15 @@ import (
 const (
 	// fingerprintPeriod is how often the programs are looked at again.
 	fingerprintPeriod = 30 * time.Second
+	// firstAnswer bounds the wait for the first fingerprint.
+	firstAnswer = time.Second
 	// probeTimeout bounds the boot check, which takes a fraction of a second;
 	// the kvm platform can hang.
 	probeTimeout = 20 * time.Second
 )
 
-// Fingerprint implements drivers.DriverPlugin. The first answer comes at once,
-// unhealthy until a sandbox has booted; then one for each change.
+// Fingerprint implements drivers.DriverPlugin: one answer soon, then one for
+// each change.
 func (d *Driver) Fingerprint(ctx context.Context) (<-chan *drivers.Fingerprint, error) {
 	ch := make(chan *drivers.Fingerprint, 1)
 	d.wg.Go(func() {
@@ -32,40 +34,46 @@ func (d *Driver) Fingerprint(ctx context.Context) (<-chan *drivers.Fingerprint, 
 	return ch, nil
 }
 
+// fingerprint answers until ctx or the plugin ends. The first answer waits for
+// the boot check, because Nomad's client takes seconds to pass on a second
+// one, but not for longer than firstAnswer.
 func (d *Driver) fingerprint(ctx context.Context, ch chan<- *drivers.Fingerprint) {
-	send := func(fp *drivers.Fingerprint) bool {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	defer context.AfterFunc(d.ctx, cancel)()
+	send := func(fp *drivers.Fingerprint) {
 		select {
 		case ch <- fp:
-			return true
 		case <-ctx.Done():
-		case <-d.ctx.Done():
 		}
-		return false
 	}
-	pending := &drivers.Fingerprint{
-		Attributes:        map[string]*pstructs.Attribute{},
-		Health:            drivers.HealthStateUnhealthy,
-		HealthDescription: "checking that a sandbox boots",
+	var probed, health string
+	answered := make(chan struct{})
+	look := func() {
+		if fp, seen := d.inspect(ctx, probed, health); fp != nil {
+			send(fp)
+			probed, health = seen, fp.HealthDescription
+		}
 	}
-	// With a program missing, the check below answers at once by itself.
-	if _, err := d.ready(); err == nil && !send(pending) {
-		return
+	go func() {
+		defer close(answered)
+		look()
+	}()
+	select {
+	case <-answered:
+	case <-time.After(firstAnswer):
+		send(&drivers.Fingerprint{
+			Health: drivers.HealthStateUnhealthy, HealthDescription: "checking that a sandbox boots",
+		})
+		<-answered
 	}
 	tick := time.NewTicker(fingerprintPeriod)
 	defer tick.Stop()
-	var probed, health string
 	for {
-		if fp, seen := d.inspect(ctx, probed, health); fp != nil {
-			if !send(fp) {
-				return
-			}
-			probed, health = seen, fp.HealthDescription
-		}
 		select {
 		case <-tick.C:
+			look()
 		case <-ctx.Done():
-			return
-		case <-d.ctx.Done():
 			return
 		}
 	}

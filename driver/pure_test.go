@@ -35,12 +35,17 @@ func TestLimitsOf(t *testing.T) {
 		"memory max": {res(500, 64, 128, 0.1), TaskConfig{}, bundle.Limits{CPUShares: 500, MemoryBytes: 128 * mib, MemoryReservationBytes: 64 * mib, PidsMax: 100}},
 		"hard cpu":   {res(500, 64, 0, 0.125), TaskConfig{CPUHardLimit: true, CPUCFSPeriod: 100000}, bundle.Limits{CPUShares: 500, CPUQuota: 50000, CPUPeriod: 100000, MemoryBytes: 64 * mib, PidsMax: 100}},
 		"tiny quota": {res(1, 64, 0, 0.000001), TaskConfig{CPUHardLimit: true, CPUCFSPeriod: 100000}, bundle.Limits{CPUShares: 2, CPUQuota: 1000, CPUPeriod: 100000, MemoryBytes: 64 * mib, PidsMax: 100}},
+		"cores":      {cores("2-3"), TaskConfig{}, bundle.Limits{CPUs: "2-3", PidsMax: 100}},
 		"huge":       {res(1<<30, 64, 0, 0), TaskConfig{PidsLimit: 7}, bundle.Limits{CPUShares: 262144, MemoryBytes: 64 * mib, PidsMax: 7}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			must.Eq(t, c.want, limitsOf(c.res, &c.opts, h))
 		})
 	}
+}
+
+func cores(set string) *drivers.Resources {
+	return &drivers.Resources{LinuxResources: &drivers.LinuxResources{CpusetCpus: set}}
 }
 
 func TestParseSignal(t *testing.T) {

@@ -27,6 +27,7 @@ func limitsOf(r *drivers.Resources, opts *TaskConfig, h *host) bundle.Limits {
 	if linux.CPUShares > 0 {
 		l.CPUShares = min(max(uint64(linux.CPUShares), 2), 262144)
 	}
+	l.CPUs = linux.CpusetCpus
 	l.MemoryBytes = linux.MemoryLimitBytes
 	if r.NomadResources != nil {
 		const mib = 1 << 20

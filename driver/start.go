@@ -25,6 +25,8 @@ func (d *Driver) StartTask(cfg *drivers.TaskConfig) (*drivers.TaskHandle, *drive
 	handle, err := d.startTask(cfg)
 	if err != nil {
 		d.log.Error("task did not start", "task_id", cfg.ID, "error", err)
+		shim.ReleaseFIFO(cfg.StdoutPath)
+		shim.ReleaseFIFO(cfg.StderrPath)
 		// The client looks at the error's own type: it must not be wrapped.
 		return nil, nil, &startError{err: err, recoverable: recoverable(err)}
 	}
@@ -199,6 +201,7 @@ func (s *start) limit() error {
 	return scope.Apply(cgroup.Limits{
 		CPUShares: l.CPUShares, CPUQuota: l.CPUQuota, CPUPeriod: l.CPUPeriod,
 		MemoryBytes: l.MemoryBytes, MemoryReservationBytes: l.MemoryReservationBytes, PidsMax: l.PidsMax,
+		CPUs: l.CPUs,
 	})
 }
 

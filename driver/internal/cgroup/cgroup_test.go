@@ -52,6 +52,7 @@ func v1Tree(t *testing.T) string {
 		"cpuacct/nomad/a.t/cpuacct.stat":               "user 3\nsystem 4\n",
 		"freezer/nomad/a.t/cgroup.procs":               "11\n12\n",
 		"cpuset/nomad/share/cgroup.procs":              "",
+		"cpuset/nomad/reserve/a.t/cpuset.cpus":         "",
 	})
 }
 
@@ -99,16 +100,17 @@ func contains(s, part string) bool {
 
 func TestApplyV1(t *testing.T) {
 	root := v1Tree(t)
-	s, err := Open(root, "", "a", "t")
+	s, err := Open(root, root+"/cpuset/nomad/reserve/a.t", "a", "t")
 	if err != nil {
 		t.Fatal(err)
 	}
-	err = s.Apply(Limits{CPUShares: 1 << 40, CPUQuota: 5000, CPUPeriod: 10000, MemoryBytes: 1 << 20, MemoryReservationBytes: 1 << 19, PidsMax: 9})
+	err = s.Apply(Limits{CPUShares: 1 << 40, CPUQuota: 5000, CPUPeriod: 10000, MemoryBytes: 1 << 20, MemoryReservationBytes: 1 << 19, PidsMax: 9, CPUs: "0-1"})
 	if err != nil {
 		t.Fatal(err)
 	}
 	for file, want := range map[string]string{
 		"cpu/nomad/a.t/cpu.shares":                     "262144",
+		"cpuset/nomad/reserve/a.t/cpuset.cpus":         "0-1",
 		"cpu/nomad/a.t/cpu.cfs_quota_us":               "5000",
 		"cpu/nomad/a.t/cpu.cfs_period_us":              "10000",
 		"memory/nomad/a.t/memory.limit_in_bytes":       "1048576",
@@ -136,14 +138,14 @@ func TestApplyStopsAtARefusedLimit(t *testing.T) {
 }
 
 func TestApplyV2(t *testing.T) {
-	root := tree(t, map[string]string{"s/cpu.weight": "", "s/cpu.max": "", "s/memory.max": "", "s/memory.low": "", "s/pids.max": "", "s/memory.swap.max": ""})
+	root := tree(t, map[string]string{"s/cpu.weight": "", "s/cpu.max": "", "s/memory.max": "", "s/memory.low": "", "s/pids.max": "", "s/memory.swap.max": "", "s/cpuset.cpus": ""})
 	s := &Scope{mode: V2, root: root, path: "/s"}
-	err := s.Apply(Limits{CPUShares: 1024, CPUQuota: 5000, CPUPeriod: 10000, MemoryBytes: 1 << 20, MemoryReservationBytes: 1 << 19, PidsMax: 9})
+	err := s.Apply(Limits{CPUShares: 1024, CPUQuota: 5000, CPUPeriod: 10000, MemoryBytes: 1 << 20, MemoryReservationBytes: 1 << 19, PidsMax: 9, CPUs: "3"})
 	if err != nil {
 		t.Fatal(err)
 	}
 	for file, want := range map[string]string{
-		"cpu.weight": "100", "cpu.max": "5000 10000", "memory.max": "1048576", "memory.low": "524288",
+		"cpuset.cpus": "3", "cpu.weight": "100", "cpu.max": "5000 10000", "memory.max": "1048576", "memory.low": "524288",
 		"memory.swap.max": "0", "pids.max": "9",
 	} {
 		if got := content(t, filepath.Join(root, "s", file)); got != want {

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"math"
 	"os"
+	"path/filepath"
 	"strconv"
 
 	"golang.org/x/sys/unix"
@@ -25,6 +26,9 @@ type Limits struct {
 	MemoryReservationBytes int64
 	// PidsMax bounds the host processes and threads of the sandbox.
 	PidsMax int64
+	// CPUs are the cores that Nomad reserved for the task ("0-1,4"); "" means
+	// that it shares those that are not reserved.
+	CPUs string
 }
 
 // Bounds of the kernel (kernel/sched/core.c) for v1 shares.
@@ -62,6 +66,10 @@ func (s *Scope) applyV1(l Limits) error {
 	if l.MemoryReservationBytes > 0 && l.MemoryReservationBytes < l.MemoryBytes {
 		w.int("memory", "memory.soft_limit_in_bytes", l.MemoryReservationBytes)
 	}
+	// Nomad makes the task's cpuset and leaves it to the driver to fill it.
+	if l.CPUs != "" && w.err == nil {
+		w.err = setFile(filepath.Join(s.cpuset, "cpuset.cpus"), l.CPUs)
+	}
 	return w.err
 }
 
@@ -82,6 +90,9 @@ func (s *Scope) applyV2(l Limits) error {
 	}
 	if l.PidsMax > 0 {
 		w.int("", "pids.max", l.PidsMax)
+	}
+	if l.CPUs != "" {
+		w.text("", "cpuset.cpus", l.CPUs)
 	}
 	return w.err
 }
@@ -117,9 +128,14 @@ func (w *writer) text(controller, name, v string) {
 	if w.err != nil {
 		return
 	}
-	if err := os.WriteFile(w.s.file(controller, name), []byte(v), 0); err != nil {
-		w.err = fmt.Errorf("set %s to %s: %w", name, v, err)
+	w.err = setFile(w.s.file(controller, name), v)
+}
+
+func setFile(path, v string) error {
+	if err := os.WriteFile(path, []byte(v), 0); err != nil {
+		return fmt.Errorf("set %s to %s: %w", filepath.Base(path), v, err)
 	}
+	return nil
 }
 
 // optional writes a file that a kernel may lack or have switched off: swap

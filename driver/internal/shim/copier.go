@@ -161,6 +161,14 @@ func (c *copier) expired() bool {
 	return !c.until.IsZero() && !time.Now().Before(c.until)
 }
 
+// ReleaseFIFO lets go of a log collector that waits for a writer, for a task
+// that did not start: it would take seconds to stop otherwise.
+func ReleaseFIFO(path string) {
+	if f, err := openFIFO(path); err == nil {
+		_ = f.Close()
+	}
+}
+
 // openFIFO opens path for writing without waiting for a reader (ENXIO if there
 // is none). Anything but a FIFO or /dev/null is refused: a task must not be
 // able to have its output written elsewhere by putting a link there.
