@@ -6,7 +6,6 @@ import (
 	"maps"
 	"math/rand/v2"
 	"os"
-	"os/exec"
 	"slices"
 	"strings"
 	"sync"
@@ -32,10 +31,13 @@ type Agent struct {
 	ports    ports
 	env      []string
 
-	mu  sync.Mutex
-	cmd *exec.Cmd
-	// exited is closed when the current agent process has been reaped.
-	exited chan struct{}
+	// server is set with Options.OwnServer.
+	server *daemon
+	// local speaks to the client agent where that is not the server.
+	local *api.Client
+
+	mu     sync.Mutex
+	agent  *daemon
 	allocs map[string]bool // every allocation seen, by ID
 	images map[string]string
 }
@@ -68,7 +70,7 @@ func Launch(p Programs, o Options) (*Agent, error) {
 	a := &Agent{programs: p, l: l, allocs: map[string]bool{}, images: map[string]string{}}
 	if err := a.launch(o); err != nil {
 		log := a.logTail(0)
-		return nil, errors.Join(fmt.Errorf("start Nomad agent: %w\n%s", err, log), a.kill(), l.wipe(nil))
+		return nil, errors.Join(fmt.Errorf("start Nomad agent: %w\n%s", err, log), a.process().kill(), a.server.kill(), l.wipe(nil))
 	}
 	return a, nil
 }
@@ -84,18 +86,22 @@ func (a *Agent) launch(o Options) error {
 	if a.ports, err = freePorts(); err != nil {
 		return err
 	}
-	// A subnet that Nomad's default and other agents hardly have.
-	subnet := fmt.Sprintf("172.27.%d.0/24", 1+rand.IntN(250))
-	if err := a.l.write(a.programs, a.ports, subnet, o); err != nil {
-		return err
-	}
 	// The token in the environment marks the log monitors, whose command
 	// line says nothing.
 	a.env = cleanEnv(append([]string{"BVT_TOKEN=" + a.l.token, "TMPDIR=" + a.l.tmp()}, o.Env...)...)
-	cfg := api.DefaultConfig()
-	cfg.Address = fmt.Sprintf("http://127.0.0.1:%d", a.ports.http)
-	cfg.SecretID, cfg.Namespace, cfg.Region, cfg.TLSConfig = "", "", "", nil
-	if a.Client, err = api.NewClient(cfg); err != nil {
+	if a.local, err = client(a.ports.http); err != nil {
+		return err
+	}
+	a.Client = a.local
+	server := ""
+	if o.OwnServer {
+		if server, err = a.launchServer(); err != nil {
+			return err
+		}
+	}
+	// A subnet that Nomad's default and other agents hardly have.
+	subnet := fmt.Sprintf("172.27.%d.0/24", 1+rand.IntN(250))
+	if err := a.l.write(a.programs, a.ports, server, subnet, o); err != nil {
 		return err
 	}
 	if err := a.exec(); err != nil {
@@ -104,41 +110,59 @@ func (a *Agent) launch(o Options) error {
 	return a.AwaitHealthy()
 }
 
+// launchServer starts a server and returns its RPC address.
+func (a *Agent) launchServer() (string, error) {
+	at, err := freePorts()
+	if err != nil {
+		return "", err
+	}
+	if err := a.l.writeServer(at); err != nil {
+		return "", err
+	}
+	if a.Client, err = client(at.http); err != nil {
+		return "", err
+	}
+	if a.server, err = startDaemon(a.programs.Nomad, a.l.server(), a.l, a.env); err != nil {
+		return "", err
+	}
+	return fmt.Sprintf("127.0.0.1:%d", at.rpc), nil
+}
+
+// client returns an API client that takes nothing from the environment.
+func client(port int) (*api.Client, error) {
+	return api.NewClient(&api.Config{Address: fmt.Sprintf("http://127.0.0.1:%d", port), TLSConfig: &api.TLSConfig{}})
+}
+
 // exec starts the agent process.
 func (a *Agent) exec() error {
-	log, err := os.OpenFile(a.l.log(), os.O_WRONLY|os.O_CREATE|os.O_APPEND, 0o600)
+	d, err := startDaemon(a.programs.Nomad, a.l.config(), a.l, a.env)
 	if err != nil {
 		return err
 	}
-	defer log.Close()
-	cmd := exec.Command(a.programs.Nomad, "agent", "-config", a.l.config())
-	cmd.Dir = a.l.dir
-	cmd.Env = a.env
-	cmd.Stdout, cmd.Stderr = log, log
-	// Ctrl-C at the terminal is for the test; it then stops the agent.
-	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
-	if err := cmd.Start(); err != nil {
-		return err
-	}
-	exited := make(chan struct{})
-	go func() { // ends with the agent, which kill or Stop ends
-		_ = cmd.Wait()
-		close(exited)
-	}()
 	a.mu.Lock()
-	a.cmd, a.exited = cmd, exited
-	a.mu.Unlock()
+	defer a.mu.Unlock()
+	a.agent = d
 	return nil
 }
 
-// AwaitHealthy waits until the agent has a leader, its node is ready and the
-// driver is healthy.
+func (a *Agent) process() *daemon {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.agent
+}
+
+// AwaitHealthy waits until the agent answers and runs the driver, and the
+// server says that the node is ready and the driver healthy.
 func (a *Agent) AwaitHealthy() error {
 	return poll(60*time.Second, func() error {
-		select {
-		case <-a.exited:
-			return final{fmt.Errorf("the agent ended: %v", a.cmd.ProcessState)}
-		default:
+		if err := a.process().gone(); err != nil {
+			return final{err}
+		}
+		if _, err := a.local.Agent().Self(); err != nil {
+			return err
+		}
+		if pids := a.DriverPIDs(); len(pids) != 1 {
+			return fmt.Errorf("%d plugin processes", len(pids))
 		}
 		nodes, _, err := a.Client.Nodes().List(nil)
 		if err != nil {
@@ -158,33 +182,12 @@ func (a *Agent) AwaitHealthy() error {
 	})
 }
 
-// PID is the agent's.
-func (a *Agent) PID() int {
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	return a.cmd.Process.Pid
-}
-
 // KillAgent kills the agent process, and nothing else, with SIGKILL.
 func (a *Agent) KillAgent(t testing.TB) {
 	t.Helper()
-	if err := a.kill(); err != nil {
+	if err := a.process().kill(); err != nil {
 		t.Fatal(err)
 	}
-}
-
-func (a *Agent) kill() error {
-	a.mu.Lock()
-	cmd, exited := a.cmd, a.exited
-	a.mu.Unlock()
-	if cmd == nil {
-		return nil
-	}
-	if err := cmd.Process.Kill(); err != nil && !errors.Is(err, os.ErrProcessDone) {
-		return fmt.Errorf("kill agent: %w", err)
-	}
-	<-exited
-	return nil
 }
 
 // DriverPIDs are the plugin processes that the agent runs. It is one, but for
@@ -258,13 +261,12 @@ func (a *Agent) AllocDir(allocID string) string { return a.l.data() + "/alloc/" 
 // what the jobs left on the host, and what could not be ended.
 func (a *Agent) Stop() error {
 	var errs []error
-	select {
-	case <-a.exited:
-		errs = append(errs, fmt.Errorf("stop agent: it has ended before: %v; its log ends:\n%s", a.cmd.ProcessState, a.logTail(0)))
-	default:
-		errs = append(errs, a.endJobs(), a.interrupt())
+	if err := a.process().gone(); err != nil {
+		errs = append(errs, fmt.Errorf("stop agent: %w; its log ends:\n%s", err, a.logTail(0)))
+	} else {
+		errs = append(errs, a.endJobs(), a.process().interrupt())
 	}
-	errs = append(errs, a.kill())
+	errs = append(errs, a.process().kill(), a.server.kill())
 	if left := a.Leftovers(); len(left) > 0 {
 		errs = append(errs, fmt.Errorf("left on the host:\n  %s", strings.Join(left, "\n  ")))
 	}
@@ -325,20 +327,6 @@ func (a *Agent) collect(timeout time.Duration) error {
 		}
 		return fmt.Errorf("%d allocation directories left", len(dirs))
 	})
-}
-
-// interrupt stops the agent as an operator does.
-func (a *Agent) interrupt() error {
-	if err := a.cmd.Process.Signal(os.Interrupt); err != nil {
-		return fmt.Errorf("stop agent: %w", err)
-	}
-	const patience = 20 * time.Second
-	select {
-	case <-a.exited:
-		return nil
-	case <-time.After(patience):
-		return fmt.Errorf("stop agent: still there after %v", patience)
-	}
 }
 
 // note remembers an allocation, for the search for leftovers.

@@ -14,6 +14,11 @@ type Options struct {
 	Env []string
 	// HostVolumes become the client's host_volume blocks, by name.
 	HostVolumes map[string]HostVolume
+	// OwnServer runs Nomad's server in a process of its own, so that the
+	// agent that is killed and started again is a client only, as on most
+	// nodes. (An agent that is both refuses its own client until it leads
+	// again, and the client then waits 15 to 30 s before it retries.)
+	OwnServer bool
 	// ImageDirs are allowed beside the agent's own directory of images.
 	ImageDirs []string
 }
@@ -45,6 +50,7 @@ func layoutOf(dir string) layout {
 }
 
 func (l layout) config() string  { return filepath.Join(l.dir, "agent.hcl") }
+func (l layout) server() string  { return filepath.Join(l.dir, "server.hcl") }
 func (l layout) log() string     { return filepath.Join(l.dir, "agent.log") }
 func (l layout) data() string    { return filepath.Join(l.dir, "data") }
 func (l layout) plugins() string { return filepath.Join(l.dir, "plugins") }
@@ -98,10 +104,9 @@ func freePorts() (ports, error) {
 	return p, nil
 }
 
-// write stores the agent's configuration.
-func (l layout) write(p Programs, at ports, subnet string, o Options) error {
-	var b strings.Builder
-	fmt.Fprintf(&b, `
+// common is what server and client are told alike.
+func (l layout) common(b *strings.Builder, data string, at ports) {
+	fmt.Fprintf(b, `
 name                 = %q
 data_dir             = %q
 plugin_dir           = %q
@@ -120,11 +125,6 @@ advertise {
   rpc  = "127.0.0.1"
   serf = "127.0.0.1"
 }
-server {
-  enabled          = true
-  bootstrap_expect = 1
-  raft_multiplier  = 1
-}
 consul {
   auto_advertise   = false
   client_auto_join = false
@@ -137,7 +137,35 @@ limits {
 telemetry {
   publish_allocation_metrics = true # without it, no statistics of tasks either
 }
-`, l.token, l.data(), l.plugins(), at.http, at.rpc, at.serf)
+`, l.token, data, l.plugins(), at.http, at.rpc, at.serf)
+}
+
+func serverBlock(b *strings.Builder) {
+	b.WriteString(`
+server {
+  enabled          = true
+  bootstrap_expect = 1
+  raft_multiplier  = 1
+}
+`)
+}
+
+// writeServer stores the configuration of a server on its own.
+func (l layout) writeServer(at ports) error {
+	var b strings.Builder
+	l.common(&b, filepath.Join(l.dir, "server"), at)
+	serverBlock(&b)
+	return os.WriteFile(l.server(), []byte(b.String()), 0o600)
+}
+
+// write stores the agent's configuration. server is the RPC address of a
+// server on its own, or "" for an agent that is its own.
+func (l layout) write(p Programs, at ports, server, subnet string, o Options) error {
+	var b strings.Builder
+	l.common(&b, l.data(), at)
+	if server == "" {
+		serverBlock(&b)
+	}
 	// The cloud fingerprints wait for metadata services that are not there.
 	// Disk thresholds would remove allocations whose logs a test still reads.
 	fmt.Fprintf(&b, `
@@ -154,6 +182,9 @@ client {
     "fingerprint.denylist" = "env_aws,env_gce,env_azure,env_digitalocean,consul,vault"
   }
 `, p.CNIDir, l.bridge(), subnet)
+	if server != "" {
+		fmt.Fprintf(&b, "  servers = [%q]\n", server)
+	}
 	for name, v := range o.HostVolumes {
 		fmt.Fprintf(&b, "  host_volume %q {\n    path      = %q\n    read_only = %v\n  }\n", name, v.Path, v.ReadOnly)
 	}

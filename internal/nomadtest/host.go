@@ -62,7 +62,7 @@ func (a *Agent) Leftovers() []string {
 	var left []string
 	drivers := a.DriverPIDs()
 	for _, p := range processes(a.l.token) {
-		if p.pid != a.PID() && !slices.Contains(drivers, p.pid) {
+		if p.pid != a.process().pid() && p.pid != a.server.pid() && !slices.Contains(drivers, p.pid) {
 			left = append(left, p.String())
 		}
 	}

@@ -224,7 +224,7 @@ func (r *Run) logState(t testing.TB) {
 		t.Logf("allocation %s is %s: %s", alloc.ID, alloc.ClientStatus, Events(alloc, "main"))
 		for _, stream := range []string{"stdout", "stderr"} {
 			if out, err := r.a.Logs(alloc, stream); err == nil && out != "" {
-				t.Logf("its %s ends with:\n%s", stream, tail(out, 2000))
+				t.Logf("its %s ends with:\n%s", stream, tail(out, 600))
 			}
 		}
 	}
@@ -264,7 +264,7 @@ func (a *Agent) AwaitLog(t testing.TB, alloc *api.Allocation, stream string, pas
 			return err
 		}
 		if !pass(out) {
-			return fmt.Errorf("%s is %q", stream, tail(out, 2000))
+			return fmt.Errorf("%s is %q", stream, tail(out, 600))
 		}
 		return nil
 	})
