@@ -119,8 +119,8 @@ type TaskConfig struct {
 	Command    string   `codec:"command"`
 	Args       []string `codec:"args"`
 	WorkDir    string   `codec:"work_dir"`
-	// Hostname is the name inside; empty means the first 12 characters of
-	// the container ID.
+	// Hostname is the name inside; empty means the group network's, or the
+	// first 8 characters of the allocation's ID.
 	Hostname       string `codec:"hostname"`
 	ReadonlyRootfs bool   `codec:"readonly_rootfs"`
 	// PidsLimit bounds the sandbox's host threads; 0 means the plugin's

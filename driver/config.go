@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"path/filepath"
+	"strings"
 	"time"
 
 	"github.com/bivouac-run/bivouac/driver/internal/bundle"
@@ -25,6 +26,9 @@ func (c *PluginConfig) validate() error {
 		if !filepath.IsAbs(dir) {
 			bad("image_dirs: %q is not an absolute path", dir)
 		}
+	}
+	if strings.ContainsAny(c.RunDir, ",:\\ ") {
+		bad("run_dir: %q has a character that runsc or overlayfs cannot take", c.RunDir)
 	}
 	// Sockets of runsc live below run_dir, and a socket's path is short.
 	const longestRunDir = 40

@@ -6,6 +6,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"strings"
 
 	"github.com/bivouac-run/bivouac/driver/internal/bundle"
 	"github.com/bivouac-run/bivouac/driver/internal/image"
@@ -102,8 +103,9 @@ func (s *start) decideMounts() error {
 	mounts := []bundle.Mount{
 		{Source: dir.SharedAllocDir, Destination: allocDest},
 		// The logs lie below /alloc, and Nomad's log collector follows
-		// links there: a task must not be able to make one (CVE-2026-6959).
-		{Source: dir.LogDir, Destination: logsDest, ReadOnly: true},
+		// links there: a task must not be able to make one
+		// (CVE-2026-6959), nor to profit from one that is there.
+		{Source: filepath.Join(s.t.dir, logsDir), Destination: logsDest, ReadOnly: true},
 		{Source: dir.LocalDir, Destination: localDest},
 		{Source: dir.SecretsDir, Destination: secretsDest},
 	}
@@ -124,7 +126,12 @@ func (s *start) decideMounts() error {
 // nameFilesDir is where resolv.conf, hosts and hostname lie, below the task's
 // directory but out of the task's sight. The task may write to them, as it may
 // under Docker, so they are on the disk that Nomad accounts for, not in /run.
+// Each invocation has a directory of its own there.
 const nameFilesDir = ".bivouac"
+
+func (r *record) nameFiles() string {
+	return filepath.Join(r.AllocDir, r.TaskName, nameFilesDir, r.ContainerID)
+}
 
 // writeNameFiles writes resolv.conf, hosts and hostname, and returns their
 // mounts.
@@ -145,14 +152,10 @@ func (s *start) writeNameFiles() ([]bundle.Mount, error) {
 	if err != nil {
 		return nil, fmt.Errorf("write /etc/hostname: %w", err)
 	}
-	dir := filepath.Join(s.cfg.TaskDir().Dir, nameFilesDir)
-	if err := os.RemoveAll(dir); err != nil { // a former start's
+	dir := s.t.nameFiles()
+	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return nil, fmt.Errorf("write task files: %w", err)
 	}
-	if err := os.Mkdir(dir, 0o755); err != nil {
-		return nil, fmt.Errorf("write task files: %w", err)
-	}
-	s.undo(func() error { return os.RemoveAll(dir) })
 	var mounts []bundle.Mount
 	for _, f := range []struct {
 		name    string
@@ -216,12 +219,19 @@ func (s *start) privateRoot() *shim.Overlay {
 	}
 }
 
-// overlayDir is where the task's changes to its root go: a nameless file in
-// the task's own directory, on the disk that Nomad accounts for.
-func (s *start) overlayDir() (string, error) {
-	dir := s.cfg.TaskDir().Dir
-	if _, err := os.Stat(dir); err != nil {
-		return "", fmt.Errorf("use task directory: %w", err)
+// binds are the directories of the allocation that the shim mounts for runsc:
+// the logs, which lie where tasks may rename things, and the task's own, where
+// changes to its root are kept in a file without a name, and whose path may
+// hold characters that mean something to runsc.
+func (s *start) binds() []shim.Bind {
+	dir := s.cfg.TaskDir()
+	return []shim.Bind{
+		{Path: s.belowAlloc(dir.LogDir), Target: filepath.Join(s.t.dir, logsDir)},
+		{Path: s.belowAlloc(dir.Dir), Target: filepath.Join(s.t.dir, scratchDir)},
 	}
-	return dir, nil
+}
+
+// belowAlloc makes a path of Nomad's relative to the allocation's directory.
+func (s *start) belowAlloc(path string) string {
+	return strings.TrimPrefix(path, s.cfg.AllocDir+"/")
 }

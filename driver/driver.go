@@ -38,7 +38,12 @@ type Driver struct {
 	// runscVersion is what the last check found; nil before.
 	runscVersion atomic.Pointer[runsc.Version]
 
+	// starting serialises the starts of one task.
+	starting keyedMutex
+
 	mu sync.Mutex
+	// closed says that nothing may be spawned any more.
+	closed bool
 	// host is what SetConfig set up; nil before.
 	host  *host
 	tasks map[string]*task // by Nomad's task ID
@@ -73,6 +78,9 @@ func New(log hclog.Logger) *Driver {
 
 // Close stops everything the driver does, and leaves every sandbox running.
 func (d *Driver) Close() error {
+	d.mu.Lock()
+	d.closed = true
+	d.mu.Unlock()
 	d.cancel()
 	d.wg.Wait()
 	d.mu.Lock()
@@ -83,6 +91,19 @@ func (d *Driver) Close() error {
 	err := d.host.images.Close()
 	d.host = nil
 	return err
+}
+
+// spawn runs f, which must end with d.ctx, and Close waits for it. After Close
+// f is still run, so that a channel it owns gets closed, but nobody waits: d.ctx
+// has ended.
+func (d *Driver) spawn(f func()) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.closed {
+		go f()
+		return
+	}
+	d.wg.Go(f)
 }
 
 // PluginInfo implements base.BasePlugin.
@@ -135,7 +156,7 @@ func (d *Driver) SetConfig(c *base.Config) error {
 			d.log.Warn("closing the former image store", "error", err)
 		}
 	}
-	d.wg.Go(d.sweep)
+	d.spawn(d.sweep)
 	return nil
 }
 

@@ -20,11 +20,12 @@ const maxExecOutput = 1 << 20
 // ExecTask implements drivers.DriverPlugin: script checks, template scripts
 // and actions.
 func (d *Driver) ExecTask(taskID string, cmd []string, timeout time.Duration) (*drivers.ExecTaskResult, error) {
-	ctx, cancel := context.WithCancel(d.ctx)
+	ctx := d.ctx
 	if timeout > 0 {
-		ctx, cancel = context.WithTimeout(d.ctx, timeout)
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeout(ctx, timeout)
+		defer cancel()
 	}
-	defer cancel()
 	var stdout, stderr limitedBuffer
 	code, err := d.exec(ctx, taskID, cmd, runsc.Exec{Stdout: &stdout, Stderr: &stderr})
 	if err != nil {
@@ -37,12 +38,15 @@ func (d *Driver) ExecTask(taskID string, cmd []string, timeout time.Duration) (*
 }
 
 // ExecTaskStreaming implements drivers.ExecTaskStreamingDriver. It returns
-// once all output has been passed on.
+// once all output has been passed on. Input that the command leaves is taken
+// until ctx, the client's call, ends: if writing it failed, Nomad would report
+// that instead of the exit code.
 func (d *Driver) ExecTaskStreaming(ctx context.Context, taskID string, opts *drivers.ExecOptions) (*drivers.ExitResult, error) {
 	defer func() {
 		_ = opts.Stdout.Close() // pipes within this process
 		_ = opts.Stderr.Close()
 	}()
+	context.AfterFunc(ctx, func() { _ = opts.Stdin.Close() })
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	stop := context.AfterFunc(d.ctx, cancel)

@@ -27,7 +27,7 @@ const (
 // each change.
 func (d *Driver) Fingerprint(ctx context.Context) (<-chan *drivers.Fingerprint, error) {
 	ch := make(chan *drivers.Fingerprint, 1)
-	d.wg.Go(func() {
+	d.spawn(func() {
 		defer close(ch)
 		d.fingerprint(ctx, ch)
 	})
@@ -48,61 +48,66 @@ func (d *Driver) fingerprint(ctx context.Context, ch chan<- *drivers.Fingerprint
 		}
 	}
 	var probed, health string
-	answered := make(chan struct{})
-	look := func() {
-		if fp, seen := d.inspect(ctx, probed, health); fp != nil {
-			send(fp)
-			probed, health = seen, fp.HealthDescription
+	note := func(v verdict) {
+		if v.fp != nil {
+			send(v.fp)
+			probed, health = v.seen, v.fp.HealthDescription
 		}
 	}
-	go func() {
-		defer close(answered)
-		look()
-	}()
+	first := make(chan verdict, 1)
+	go func() { first <- d.inspect(ctx, "", "") }() // ends with ctx, and is waited for below
 	select {
-	case <-answered:
+	case v := <-first:
+		note(v)
 	case <-time.After(firstAnswer):
 		send(&drivers.Fingerprint{
 			Health: drivers.HealthStateUnhealthy, HealthDescription: "checking that a sandbox boots",
 		})
-		<-answered
+		note(<-first)
 	}
 	tick := time.NewTicker(fingerprintPeriod)
 	defer tick.Stop()
 	for {
 		select {
 		case <-tick.C:
-			look()
+			note(d.inspect(ctx, probed, health))
 		case <-ctx.Done():
 			return
 		}
 	}
 }
 
+// verdict is the outcome of a look at the host: what to tell Nomad, nil if
+// that is nothing new, and the identity of the programs it is about.
+type verdict struct {
+	fp   *drivers.Fingerprint
+	seen string
+}
+
 func undetected(err error) *drivers.Fingerprint {
 	return &drivers.Fingerprint{Health: drivers.HealthStateUndetected, HealthDescription: err.Error()}
 }
 
-// inspect checks the host if the programs are not the ones seen before, or the
-// last check failed. It returns nil if there is nothing new to say.
-func (d *Driver) inspect(ctx context.Context, probed, health string) (fp *drivers.Fingerprint, seen string) {
+// inspect checks the host if the programs are not the ones that were probed
+// before, or the last check failed.
+func (d *Driver) inspect(ctx context.Context, probed, health string) verdict {
 	h, err := d.relocate()
 	if err != nil {
 		if err.Error() == health {
-			return nil, ""
+			return verdict{}
 		}
-		return undetected(err), ""
+		return verdict{fp: undetected(err)}
 	}
-	seen = identity(h.runsc.Path) + identity(h.shim)
+	seen := identity(h.runsc.Path) + identity(h.shim)
 	if seen == probed && health == drivers.DriverHealthy {
-		return nil, seen
+		return verdict{}
 	}
 	fp, v := h.check(ctx)
 	d.runscVersion.Store(v)
 	if seen == probed && fp.HealthDescription == health {
-		return nil, seen
+		return verdict{}
 	}
-	return fp, seen
+	return verdict{fp, seen}
 }
 
 // relocate looks for the programs again if one was missing, so that installing

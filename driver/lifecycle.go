@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"path/filepath"
 	"strconv"
 	"strings"
 	"time"
@@ -32,7 +33,7 @@ func (d *Driver) WaitTask(ctx context.Context, taskID string) (<-chan *drivers.E
 		return nil, err
 	}
 	ch := make(chan *drivers.ExitResult, 1)
-	d.wg.Go(func() {
+	d.spawn(func() {
 		defer close(ch)
 		select {
 		case <-t.done:
@@ -177,39 +178,43 @@ func (d *Driver) DestroyTask(taskID string, force bool) error {
 	if h == nil {
 		return err
 	}
+	if !t.ended() && !force {
+		return fmt.Errorf("destroy task %q: it is running", taskID)
+	}
+	return d.destroy(h, t)
+}
+
+// destroy ends a task if it runs, removes what it left and forgets it. What
+// cannot be removed is found by the next start of the task, or the sweep.
+func (d *Driver) destroy(h *host, t *task) error {
 	if !t.ended() {
-		if !force {
-			return fmt.Errorf("destroy task %q: it is running", taskID)
-		}
 		if err := d.kill(t); err != nil {
 			return err
 		}
 	}
-	if err := h.remove(t); err != nil {
-		return err
-	}
 	d.mu.Lock()
-	delete(d.tasks, taskID)
+	delete(d.tasks, t.TaskID)
 	d.mu.Unlock()
-	return nil
+	return h.remove(t)
 }
 
 // destroyUnknown serves Nomad's clean-up after a RecoverTask that failed: the
-// task is not known to this process, but may have left something.
+// task is not known to this process, but may have left something. Its
+// directory's name ends like no other.
 func (d *Driver) destroyUnknown(taskID string, force bool) error {
 	h, _ := d.ready()
 	if h == nil || !force {
 		return drivers.ErrTaskNotFound
 	}
-	found := false
-	err := d.endOrphans(h, func(r *record) bool {
-		found = found || r.TaskID == taskID
-		return r.TaskID == taskID
-	})
-	if err == nil && !found {
+	dirs, err := filepath.Glob(filepath.Join(h.tasksDir(), "*."+shortHash(taskID)))
+	if err != nil || len(dirs) == 0 {
 		return drivers.ErrTaskNotFound
 	}
-	return err
+	var errs []error
+	for _, dir := range dirs {
+		errs = append(errs, d.endUnknown(h, dir, func(r *record) bool { return r.TaskID == taskID }))
+	}
+	return errors.Join(errs...)
 }
 
 // remove deletes what a task left on the node. Its processes are gone or are
@@ -230,6 +235,9 @@ func (h *host) remove(t *task) error {
 	}
 	if t.scope != nil {
 		errs = append(errs, t.scope.RemoveLeftovers())
+	}
+	if t.AllocDir != "" {
+		errs = append(errs, os.RemoveAll(t.nameFiles()))
 	}
 	errs = append(errs, os.RemoveAll(t.dir))
 	if err := errors.Join(errs...); err != nil {

@@ -4,6 +4,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -65,13 +66,34 @@ func TestParseSignal(t *testing.T) {
 }
 
 func TestContainerIDOf(t *testing.T) {
-	a := containerIDOf("alloc/web/1", "web")
-	must.Eq(t, a, containerIDOf("alloc/web/1", "web"))
-	must.NotEq(t, a, containerIDOf("alloc/web/2", "web"))
-	must.StrHasPrefix(t, "web.", a)
-	weird := containerIDOf("x", "a/../b c\x00é"+strings.Repeat("y", 300))
+	a := containerIDOf("alloc", "web", "alloc/web/1")
+	must.Eq(t, a, containerIDOf("alloc", "web", "alloc/web/1"))
+	must.NotEq(t, a, containerIDOf("alloc", "web", "alloc/web/2"))
+	must.StrHasPrefix(t, containerPrefix("alloc", "web"), a)
+	must.StrHasPrefix(t, containerPrefix("alloc", "web"), containerIDOf("alloc", "web", "alloc/web/2"))
+	must.NotEq(t, containerPrefix("alloc", "web"), containerPrefix("other", "web"))
+	must.NotEq(t, containerPrefix("alloc", "we:b"), containerPrefix("alloc", "we,b"))
+	weird := containerIDOf("x", "a/../b c\x00é"+strings.Repeat("y", 300), "x")
 	must.RegexMatch(t, regexpContainerID, weird)
 	must.Less(t, 48, len(weird))
+}
+
+func TestKeyedMutexSerialisesOneKey(t *testing.T) {
+	var k keyedMutex
+	var wg sync.WaitGroup
+	counts := map[string]*int{"a": new(int), "b": new(int)}
+	for range 200 {
+		for key, n := range counts {
+			wg.Go(func() {
+				defer k.lock(key)()
+				*n++ // a race without the lock
+			})
+		}
+	}
+	wg.Wait()
+	must.Eq(t, 200, *counts["a"])
+	must.Eq(t, 200, *counts["b"])
+	must.MapEmpty(t, k.keys)
 }
 
 func TestHostResolvConf(t *testing.T) {

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/bivouac-run/bivouac/driver/internal/cgroup"
+	"github.com/bivouac-run/bivouac/driver/internal/runsc"
 	"github.com/bivouac-run/bivouac/driver/internal/shim"
 	"github.com/hashicorp/nomad/plugins/drivers"
 )
@@ -17,7 +18,7 @@ func (d *Driver) track(t *task) {
 	d.mu.Lock()
 	d.tasks[t.TaskID] = t
 	d.mu.Unlock()
-	d.wg.Go(func() { t.watch(d.ctx) })
+	d.spawn(func() { t.watch(d.ctx) })
 }
 
 // RecoverTask implements drivers.DriverPlugin. It may be called for a task
@@ -38,7 +39,7 @@ func (d *Driver) RecoverTask(handle *drivers.TaskHandle) error {
 	if h == nil {
 		return fmt.Errorf("recover task %q: %w", handle.Config.ID, err)
 	}
-	t, err := readTask(h.taskDir(containerIDOf(handle.Config.ID, handle.Config.Name)))
+	t, err := readTask(h.taskDir(containerIDOf(handle.Config.AllocID, handle.Config.Name, handle.Config.ID)))
 	if err == nil {
 		err = t.load()
 	}
@@ -54,7 +55,7 @@ func (d *Driver) RecoverTask(handle *drivers.TaskHandle) error {
 // process did not live to report. It returns nil if there was none, or it
 // failed; what it left is then gone.
 func (d *Driver) adopt(h *host, cfg *drivers.TaskConfig) (*task, error) {
-	dir := h.taskDir(containerIDOf(cfg.ID, cfg.Name))
+	dir := h.taskDir(containerIDOf(cfg.AllocID, cfg.Name, cfg.ID))
 	if _, err := os.Stat(dir); errors.Is(err, os.ErrNotExist) {
 		return nil, nil
 	}
@@ -65,6 +66,9 @@ func (d *Driver) adopt(h *host, cfg *drivers.TaskConfig) (*task, error) {
 	if err == nil {
 		d.log.Info("took over a start that was cut short", "task_id", cfg.ID)
 		return t, nil
+	}
+	if d.ctx.Err() != nil {
+		return nil, err // whoever comes next takes it over
 	}
 	d.log.Warn("clearing a start that was cut short", "task_id", cfg.ID, "error", err)
 	if errors.Is(err, errRebooted) {
@@ -112,57 +116,108 @@ func (h *host) clear(dir string, t *task) error {
 	return h.remove(t)
 }
 
-// endOrphans ends every task on disk that this process does not know and match
-// picks. What an earlier boot left is removed on the way: nothing of it runs.
-func (d *Driver) endOrphans(h *host, match func(*record) bool) error {
-	entries, err := os.ReadDir(h.tasksDir())
+// endInvocations ends every sandbox of a task, known to this process or not.
+func (d *Driver) endInvocations(h *host, allocID, taskName string) error {
+	mine := func(r *record) bool { return r.AllocID == allocID && r.TaskName == taskName }
+	var errs []error
+	for _, t := range d.known(mine) {
+		d.log.Warn("ending an invocation that Nomad does not know", "task_id", t.TaskID, "container_id", t.ContainerID)
+		errs = append(errs, d.destroy(h, t))
+	}
+	dirs, err := filepath.Glob(filepath.Join(h.tasksDir(), containerPrefix(allocID, taskName)+"*"))
 	if err != nil {
 		return fmt.Errorf("list tasks: %w", err)
 	}
-	known := d.knownContainers()
-	var errs []error
-	for _, e := range entries {
-		if known[e.Name()] {
-			continue
-		}
-		dir := filepath.Join(h.tasksDir(), e.Name())
-		t, err := readTask(dir)
-		switch {
-		case errors.Is(err, os.ErrNotExist): // being made, or being removed
-		case errors.Is(err, errRebooted):
-			errs = append(errs, h.runsc.Forget(e.Name()), os.RemoveAll(dir))
-		case err != nil:
-			errs = append(errs, err)
-		case match(&t.record):
-			d.log.Warn("ending a sandbox that Nomad does not know", "task_id", t.TaskID, "container_id", t.ContainerID)
-			errs = append(errs, h.clear(dir, t))
-		}
+	for _, dir := range dirs {
+		errs = append(errs, d.endUnknown(h, dir, mine))
 	}
 	return errors.Join(errs...)
 }
 
-// knownContainers are the IDs of the sandboxes that this process knows.
-func (d *Driver) knownContainers() map[string]bool {
+// known are the tasks of this process that match picks.
+func (d *Driver) known(match func(*record) bool) []*task {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	known := make(map[string]bool, len(d.tasks))
+	var tasks []*task
 	for _, t := range d.tasks {
-		known[t.ContainerID] = true
+		if match(&t.record) {
+			tasks = append(tasks, t)
+		}
 	}
-	return known
+	return tasks
 }
 
-// sweep ends what is left of allocations whose directory Nomad has removed.
+// endUnknown ends the task in dir if match picks it. What an earlier boot left
+// is removed in any case: nothing of it runs.
+func (d *Driver) endUnknown(h *host, dir string, match func(*record) bool) error {
+	t, err := readTask(dir)
+	switch {
+	case errors.Is(err, os.ErrNotExist): // being made, or being removed
+		return nil
+	case errors.Is(err, errRebooted):
+		return errors.Join(h.runsc.Forget(filepath.Base(dir)), os.RemoveAll(dir))
+	case err != nil:
+		return err
+	case !match(&t.record):
+		return nil
+	}
+	d.log.Warn("ending a sandbox that Nomad does not know", "task_id", t.TaskID, "container_id", t.ContainerID)
+	return h.clear(dir, t)
+}
+
+// abandonedAfter is the age at which a file without owner counts as left by a
+// crash: nothing takes that long to be made or removed.
+const abandonedAfter = 10 * time.Minute
+
+// sweep ends what is left of allocations whose directory Nomad has removed,
+// and removes what a crash left half made or half removed.
 func (d *Driver) sweep() {
 	h, _ := d.ready()
 	if h == nil {
 		return
 	}
-	err := d.endOrphans(h, func(r *record) bool {
-		_, err := os.Stat(r.AllocDir)
-		return errors.Is(err, os.ErrNotExist)
-	})
+	entries, err := os.ReadDir(h.tasksDir())
 	if err != nil {
-		d.log.Error("clearing what earlier tasks left", "error", err)
+		d.log.Error("listing what earlier tasks left", "error", err)
+		return
 	}
+	known := map[string]bool{}
+	for _, t := range d.known(func(*record) bool { return true }) {
+		known[t.ContainerID] = true
+	}
+	for _, e := range entries {
+		dir := filepath.Join(h.tasksDir(), e.Name())
+		if known[e.Name()] {
+			continue
+		}
+		err := d.endUnknown(h, dir, allocationRemoved)
+		if _, rerr := os.Stat(filepath.Join(dir, recordFile)); errors.Is(rerr, os.ErrNotExist) {
+			err = errors.Join(err, removeAbandoned(dir))
+		}
+		if err != nil {
+			d.log.Error("clearing what an earlier task left", "directory", dir, "error", err)
+		}
+	}
+	probes, _ := filepath.Glob(filepath.Join(h.cfg.RunDir, runsc.ProbeDirs)) // fails only for a bad pattern
+	for _, dir := range probes {
+		if err := removeAbandoned(dir); err != nil {
+			d.log.Error("clearing an earlier boot check", "directory", dir, "error", err)
+		}
+	}
+}
+
+// allocationRemoved says whether Nomad has removed a task's allocation. If the
+// directory of all allocations is missing too, a disk is not mounted.
+func allocationRemoved(r *record) bool {
+	_, err := os.Stat(r.AllocDir)
+	_, parentErr := os.Stat(filepath.Dir(r.AllocDir))
+	return errors.Is(err, os.ErrNotExist) && parentErr == nil
+}
+
+func removeAbandoned(dir string) error {
+	info, err := os.Stat(dir)
+	if err != nil || time.Since(info.ModTime()) < abandonedAfter {
+		return nil //nolint:nilerr // gone meanwhile
+	}
+	return os.RemoveAll(dir)
 }

@@ -25,8 +25,7 @@ func (d *Driver) StartTask(cfg *drivers.TaskConfig) (*drivers.TaskHandle, *drive
 	handle, err := d.startTask(cfg)
 	if err != nil {
 		d.log.Error("task did not start", "task_id", cfg.ID, "error", err)
-		shim.ReleaseFIFO(cfg.StdoutPath)
-		shim.ReleaseFIFO(cfg.StderrPath)
+		shim.ReleaseFIFOs(cfg.AllocDir, cfg.StdoutPath, cfg.StderrPath)
 		// The client looks at the error's own type: it must not be wrapped.
 		return nil, nil, &startError{err: err, recoverable: recoverable(err)}
 	}
@@ -38,6 +37,9 @@ func (d *Driver) startTask(cfg *drivers.TaskConfig) (*drivers.TaskHandle, error)
 	if err != nil {
 		return nil, err
 	}
+	// Two invocations of one task share its cgroup and its output: never two
+	// at once.
+	defer d.starting.lock(containerPrefix(cfg.AllocID, cfg.Name))()
 	if _, err := d.lookup(cfg.ID); err == nil {
 		return nil, fmt.Errorf("task %q is already started", cfg.ID)
 	}
@@ -76,7 +78,13 @@ var errSlowStart = errors.New("sandbox did not start in time")
 
 // recoverable says whether trying again can help.
 func recoverable(err error) bool {
-	return image.Retryable(err) || errors.Is(err, errSlowStart)
+	switch {
+	case image.Retryable(err), errors.Is(err, errSlowStart):
+		return true
+	case errors.Is(err, image.ErrClosed), errors.Is(err, context.Canceled):
+		return true // the plugin is being stopped or configured anew
+	}
+	return false
 }
 
 // start is one StartTask under way.
@@ -142,12 +150,11 @@ func (s *start) decode() error {
 	return nil
 }
 
-// endFormerInvocations ends what an earlier driver process started for this
-// task and Nomad never learned of: it was killed before it could tell.
+// endFormerInvocations ends what was started for this task and Nomad does not
+// know of: the plugin or the agent was killed before it could tell. Nomad never
+// starts a task before it has destroyed the former one.
 func (s *start) endFormerInvocations() error {
-	return s.d.endOrphans(s.h, func(r *record) bool {
-		return r.AllocID == s.cfg.AllocID && r.TaskName == s.cfg.Name && r.TaskID != s.cfg.ID
-	})
+	return s.d.endInvocations(s.h, s.cfg.AllocID, s.cfg.Name)
 }
 
 func (s *start) getImage() error {
@@ -169,7 +176,10 @@ func (s *start) getImage() error {
 
 // makeDir makes the task's state directory with its record in it.
 func (s *start) makeDir() error {
-	id := containerIDOf(s.cfg.ID, s.cfg.Name)
+	if s.cfg.Resources == nil || s.cfg.Resources.LinuxResources == nil {
+		return errors.New("the task has no resources")
+	}
+	id := containerIDOf(s.cfg.AllocID, s.cfg.Name, s.cfg.ID)
 	s.t = &task{dir: s.h.taskDir(id), done: make(chan struct{}), record: record{
 		TaskID: s.cfg.ID, AllocID: s.cfg.AllocID, TaskName: s.cfg.Name, AllocDir: s.cfg.AllocDir,
 		ContainerID: id, CgroupPath: s.cfg.Resources.LinuxResources.CpusetCgroupPath,
@@ -182,7 +192,13 @@ func (s *start) makeDir() error {
 	if err := os.Mkdir(s.t.dir, 0o700); err != nil {
 		return fmt.Errorf("make task directory: %w", err)
 	}
-	s.undo(func() error { return os.RemoveAll(s.t.dir) })
+	// The undo of everything that follows, of a crash too: see remove.
+	s.undo(func() error { return s.h.remove(s.t) })
+	for _, name := range []string{logsDir, scratchDir} {
+		if err := os.Mkdir(filepath.Join(s.t.dir, name), 0o700); err != nil {
+			return fmt.Errorf("make task directory: %w", err)
+		}
+	}
 	return statefile.WriteVolatile(filepath.Join(s.t.dir, recordFile), recordVersion, &s.t.record)
 }
 
@@ -194,7 +210,6 @@ func (s *start) limit() error {
 		return err
 	}
 	s.t.scope = scope
-	s.undo(func() error { return errors.Join(scope.Kill(killTimeout), scope.RemoveLeftovers()) })
 	l := limitsOf(s.cfg.Resources, &s.opts, s.h)
 	s.spec.CgroupsPath = scope.RuntimePath()
 	s.spec.Limits = l
@@ -218,22 +233,18 @@ func (s *start) writeBundle() error {
 func (s *start) launch() error {
 	dir := s.t.dir
 	files := runsc.Files{Log: filepath.Join(dir, runtimeLog), PanicLog: filepath.Join(dir, panicLog)}
-	overlayDir, err := s.overlayDir()
-	if err != nil {
-		return err
-	}
 	sandbox := runsc.Sandbox{
 		ID: s.t.ContainerID, Bundle: dir, PIDFile: filepath.Join(dir, sandboxPID),
-		Network: s.spec.NetNS != "", OverlayDir: overlayDir, Files: files,
+		Network: s.spec.NetNS != "", OverlayDir: filepath.Join(dir, scratchDir), Files: files,
 	}
 	cfg := &shim.Config{
 		ContainerID: s.t.ContainerID,
 		Run:         s.h.runsc.RunArgs(sandbox), Delete: s.h.runsc.DeleteArgs(s.t.ContainerID, files),
 		PIDFile: sandbox.PIDFile, RuntimeLog: files.Log, PanicLog: files.PanicLog,
-		Stdout: s.cfg.StdoutPath, Stderr: s.cfg.StderrPath,
+		AllocDir: s.cfg.AllocDir, Stdout: s.cfg.StdoutPath, Stderr: s.cfg.StderrPath,
 		StartTimeout: s.h.cfg.startTimeout,
 		OOMFile:      s.t.scope.OOMFile(), ScopeProcs: s.t.scope.ProcsFile(), CPUSetProcs: s.t.scope.CPUSetProcsFile(),
-		Overlay: s.privateRoot(),
+		Binds: s.binds(), Overlay: s.privateRoot(),
 	}
 	if err := shim.WriteConfig(dir, cfg); err != nil {
 		return err

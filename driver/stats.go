@@ -21,7 +21,7 @@ func (d *Driver) TaskStats(ctx context.Context, taskID string, interval time.Dur
 		return nil, err
 	}
 	ch := make(chan *drivers.TaskResourceUsage)
-	d.wg.Go(func() {
+	d.spawn(func() {
 		defer close(ch)
 		m := meter{mhzPerCore: h.mhzPerCore}
 		tick := time.NewTicker(max(interval, time.Millisecond))

@@ -43,11 +43,15 @@ type record struct {
 
 // Files of a task's state directory besides the shim's.
 const (
-	recordFile   = "task.json"
-	specFile     = "config.json"
-	runtimeLog   = "runsc.log"
-	panicLog     = "panic.log"
-	shimLog      = "shim.log"
+	recordFile = "task.json"
+	specFile   = "config.json"
+	runtimeLog = "runsc.log"
+	panicLog   = "panic.log"
+	shimLog    = "shim.log"
+	// logsDir and scratchDir are where the shim mounts the allocation's logs
+	// and the task's own directory.
+	logsDir      = "logs"
+	scratchDir   = "scratch"
 	sandboxPID   = "sandbox.pid"
 	resolvConf   = "resolv.conf"
 	hostsFile    = "hosts"
@@ -68,10 +72,15 @@ type task struct {
 	endedAt time.Time
 }
 
-// containerIDOf derives runsc's name for a task's sandbox: readable at the
-// front, unique by the hash. It is the same for every driver process.
-func containerIDOf(taskID, taskName string) string {
-	sum := sha256.Sum256([]byte(taskID))
+// containerIDOf derives runsc's name for a task's sandbox, the same for every
+// driver process: the task's name, then a part that all invocations of one task
+// share, then one of this invocation.
+func containerIDOf(allocID, taskName, taskID string) string {
+	return containerPrefix(allocID, taskName) + shortHash(taskID)
+}
+
+// containerPrefix is what the IDs of all invocations of one task begin with.
+func containerPrefix(allocID, taskName string) string {
 	name := strings.Map(func(r rune) rune {
 		switch {
 		case r >= 'a' && r <= 'z', r >= 'A' && r <= 'Z', r >= '0' && r <= '9', r == '-', r == '_':
@@ -79,11 +88,16 @@ func containerIDOf(taskID, taskName string) string {
 		}
 		return '-'
 	}, taskName)
-	const longestName = 24
+	const longestName = 20
 	if len(name) > longestName {
 		name = name[:longestName]
 	}
-	return name + "." + hex.EncodeToString(sum[:8])
+	return name + "." + shortHash(allocID+"/"+taskName) + "."
+}
+
+func shortHash(s string) string {
+	sum := sha256.Sum256([]byte(s))
+	return hex.EncodeToString(sum[:5])
 }
 
 // errRebooted is returned for a task of an earlier boot: nothing of it runs.
@@ -139,8 +153,20 @@ func (t *task) load() error {
 // watch waits for the shim to end and publishes the task's exit. It returns
 // early, without doing so, when ctx ends.
 func (t *task) watch(ctx context.Context) {
-	if err := t.started.Shim.Wait(ctx); err != nil {
-		return
+	for {
+		err := t.started.Shim.Wait(ctx)
+		if ctx.Err() != nil {
+			return
+		}
+		if err == nil {
+			break
+		}
+		// Out of descriptors, say: look again later rather than never.
+		select {
+		case <-time.After(watchRetry):
+		case <-ctx.Done():
+			return
+		}
 	}
 	exit, err := shim.ReadExit(t.dir)
 	if err != nil {
@@ -154,13 +180,19 @@ func (t *task) watch(ctx context.Context) {
 	close(t.done)
 }
 
+// watchRetry is how long a watch that failed is put off.
+const watchRetry = 200 * time.Millisecond
+
 // shimLost ends a sandbox whose shim died without a record: its output goes
 // nowhere and nobody will learn its exit status.
 func (t *task) shimLost(cause error) *shim.Exit {
 	_ = t.started.Sandbox.Signal(killSignal) // fails only if it is gone already
+	if t.scope != nil {
+		_ = t.scope.Kill(killTimeout) // remove tries again, and reports
+	}
 	exit := &shim.Exit{
 		Code: 128 + int(killSignal), Signal: int(killSignal), At: time.Now(),
-		Err: "the sandbox's shim was killed; the sandbox was ended",
+		Err: "the sandbox's shim ended without a record of the task's exit; the sandbox was ended",
 	}
 	if !errors.Is(cause, os.ErrNotExist) {
 		exit.Err = fmt.Sprintf("%s (%v)", exit.Err, cause)

@@ -9,6 +9,7 @@
 package statefile
 
 import (
+	"bytes"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -51,23 +52,70 @@ func WriteVolatile(path string, version int, v any) error {
 	return write(path, version, v, false)
 }
 
-func write(path string, version int, v any, durable bool) error {
-	bootID, err := BootID()
+// reservedBytes is what Reserve sets aside.
+const reservedBytes = 4 << 10
+
+// Reserve sets space aside for a file that WriteReserved will write later, on
+// a file system that may be full by then.
+func Reserve(path string) error {
+	blank := bytes.Repeat([]byte{' '}, reservedBytes)
+	if err := os.WriteFile(reserved(path), blank, 0o600); err != nil {
+		return fmt.Errorf("reserve state file %q: %w", path, err)
+	}
+	return nil
+}
+
+func reserved(path string) string { return path + ".reserved" }
+
+// WriteReserved is WriteVolatile into the space that Reserve set aside. The
+// payload must be a small one.
+func WriteReserved(path string, version int, v any) error {
+	raw, err := encode(path, version, v)
 	if err != nil {
 		return err
 	}
-	data, err := json.Marshal(v)
-	if err != nil {
-		return fmt.Errorf("encode state file %q: %w", path, err)
+	if len(raw) > reservedBytes {
+		return fmt.Errorf("write state file %q: %d bytes exceed the %d reserved", path, len(raw), reservedBytes)
 	}
-	raw, err := json.Marshal(envelope{Meta{version, bootID}, data})
+	f, err := os.OpenFile(reserved(path), os.O_WRONLY, 0)
 	if err != nil {
-		return fmt.Errorf("encode state file %q: %w", path, err)
+		return fmt.Errorf("write state file %q: %w", path, err)
+	}
+	_, err = f.WriteAt(raw, 0) // blanks follow, which JSON ignores
+	if err = errors.Join(err, f.Close()); err == nil {
+		err = os.Rename(reserved(path), path)
+	}
+	if err != nil {
+		return fmt.Errorf("write state file %q: %w", path, err)
+	}
+	return nil
+}
+
+func write(path string, version int, v any, durable bool) error {
+	raw, err := encode(path, version, v)
+	if err != nil {
+		return err
 	}
 	if err := replace(path, raw, durable); err != nil {
 		return fmt.Errorf("write state file %q: %w", path, err)
 	}
 	return nil
+}
+
+func encode(path string, version int, v any) ([]byte, error) {
+	bootID, err := BootID()
+	if err != nil {
+		return nil, err
+	}
+	data, err := json.Marshal(v)
+	if err != nil {
+		return nil, fmt.Errorf("encode state file %q: %w", path, err)
+	}
+	raw, err := json.Marshal(envelope{Meta{version, bootID}, data})
+	if err != nil {
+		return nil, fmt.Errorf("encode state file %q: %w", path, err)
+	}
+	return raw, nil
 }
 
 // replace puts raw at path by way of a temporary file, removing it on error.

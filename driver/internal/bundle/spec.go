@@ -56,6 +56,7 @@ func Spec(t Task) (*specs.Spec, error) {
 			Resources:     resources,
 			MaskedPaths:   maskedPaths(),
 			ReadonlyPaths: readonlyPaths(),
+			Seccomp:       mountLock(),
 		},
 	}, nil
 }

@@ -21,13 +21,10 @@ const (
 	ExitNotFound      = 127
 )
 
-// drainIdle is how long output is waited for once the process has ended. What
-// the process itself wrote is in the pipe by then; only children that outlive
-// it can write more.
-const drainIdle = 20 * time.Millisecond
-
-// drainLimit bounds that for children that never pause.
-const drainLimit = 2 * time.Second
+// drainMax bounds what is read once the process has ended. What the process
+// itself wrote is in the pipe by then, and a pipe holds less; only children
+// that outlive it can write more.
+const drainMax = 1 << 20
 
 // Size is a terminal's, in characters.
 type Size struct{ Rows, Cols uint16 }
@@ -40,9 +37,10 @@ type Exec struct {
 	// equal to TTY.
 	Process []byte
 	TTY     bool
-	// Stdin is closed when the command has ended. Stdout and Stderr are not;
-	// with a TTY everything goes to Stdout. nil means /dev/null.
-	Stdin          io.ReadCloser
+	// Stdin is read to its end, also after the command has ended: whoever
+	// writes to it must not get stuck or fail because nobody reads. With a
+	// TTY everything goes to Stdout. nil means /dev/null.
+	Stdin          io.Reader
 	Stdout, Stderr io.Writer
 	// Resize, which may be nil, delivers terminal sizes.
 	Resize <-chan Size
@@ -86,9 +84,16 @@ func (r *Runtime) Exec(ctx context.Context, e Exec) (int, error) {
 		return 0, fmt.Errorf("runsc exec: %w", err)
 	}
 	streams.started()
-	stop := context.AfterFunc(ctx, func() { r.killExec(e.ID, pidFile.Name(), cmd.Process) })
+	ended, killed := make(chan struct{}), make(chan struct{})
+	stop := context.AfterFunc(ctx, func() {
+		defer close(killed)
+		r.killExec(e.ID, pidFile.Name(), cmd.Process, ended)
+	})
 	err = cmd.Wait()
-	stop()
+	close(ended)
+	if !stop() {
+		<-killed
+	}
 	streams.finish()
 	if ctx.Err() != nil {
 		return 0, fmt.Errorf("runsc exec: %w", ctx.Err())
@@ -96,16 +101,28 @@ func (r *Runtime) Exec(ctx context.Context, e Exec) (int, error) {
 	return exitCode(log.lastError(), err)
 }
 
-// killExec ends the process in the sandbox, then the one that waits for it.
-func (r *Runtime) killExec(id, pidFile string, waiter *os.Process) {
-	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
+// killExec ends the process group of a command, then the process that waits
+// for it. The pid file may not have been written yet.
+func (r *Runtime) killExec(id, pidFile string, waiter *os.Process, ended <-chan struct{}) {
+	ctx, cancel := context.WithTimeout(context.Background(), killExecTimeout)
 	defer cancel()
-	raw, err := os.ReadFile(pidFile)
-	if pid, aerr := strconv.Atoi(strings.TrimSpace(string(raw))); err == nil && aerr == nil && pid > 0 {
-		_ = r.killPID(ctx, id, pid) // it may have ended by itself
+	for ctx.Err() == nil {
+		raw, err := os.ReadFile(pidFile)
+		if pid, aerr := strconv.Atoi(strings.TrimSpace(string(raw))); err == nil && aerr == nil && pid > 0 {
+			_ = r.killGroup(ctx, id, pid) // it may have ended by itself
+			break
+		}
+		select {
+		case <-ended:
+			return
+		case <-time.After(5 * time.Millisecond):
+		}
 	}
 	_ = waiter.Kill()
 }
+
+// killExecTimeout bounds the end of a command whose caller has gone.
+const killExecTimeout = 5 * time.Second
 
 // exitCode tells a failure to execute (runsc logged an error) from the
 // command's own exit code.
@@ -225,10 +242,11 @@ func (s *streams) started() {
 	}
 	if s.stdin != nil && s.exec.Stdin != nil {
 		go func() {
-			_, _ = io.Copy(s.stdin, s.exec.Stdin) // ends when either side closes
+			_, _ = io.Copy(s.stdin, s.exec.Stdin)
 			if !s.exec.TTY {
 				_ = s.stdin.Close()
 			}
+			_, _ = io.Copy(io.Discard, s.exec.Stdin) // what the command left
 		}()
 	}
 	if s.exec.TTY && s.exec.Resize != nil {
@@ -249,35 +267,60 @@ func (s *streams) started() {
 	}()
 }
 
-// copy passes output on until its end, or, once ended is closed, until there
-// is none left for a moment. The pipe is read even when to fails, so that the
-// command never blocks on a client that has gone.
+// copy passes output on until its end, or, once ended is closed, until the
+// pipe is empty. It is read even when to fails, so that the command never
+// blocks on a client that has gone.
 func (o outStream) copy(ended <-chan struct{}) {
 	buf := make([]byte, 32<<10)
-	var limit time.Time
 	sink := o.to
+	pass := func(p []byte) {
+		if _, err := sink.Write(p); err != nil {
+			sink = io.Discard
+		}
+	}
 	for {
-		select {
-		case <-ended:
-			if limit.IsZero() {
-				limit = time.Now().Add(drainLimit)
-			}
-			_ = o.from.SetReadDeadline(time.Now().Add(drainIdle))
-		default:
-		}
 		n, err := o.from.Read(buf)
-		if n > 0 {
-			if _, werr := sink.Write(buf[:n]); werr != nil {
-				sink = io.Discard
-			}
+		pass(buf[:n])
+		if errors.Is(err, os.ErrDeadlineExceeded) {
+			<-ended // finish has woken this read
+			break
 		}
-		if errors.Is(err, os.ErrDeadlineExceeded) && limit.IsZero() {
-			continue // finish woke a read that began before the end
-		}
-		if err != nil || (!limit.IsZero() && time.Now().After(limit)) {
+		if err != nil {
 			return
 		}
 	}
+	for left := drainMax; left > 0; {
+		n := readNow(o.from, buf)
+		if n == 0 {
+			return
+		}
+		pass(buf[:n])
+		left -= n
+	}
+}
+
+// readNow reads what is there, without waiting: 0 if that is nothing, or the
+// end. (A Read past its deadline would not look.)
+func readNow(f *os.File, buf []byte) int {
+	conn, err := f.SyscallConn()
+	if err != nil {
+		return 0
+	}
+	n := 0
+	err = conn.Control(func(fd uintptr) {
+		for {
+			m, err := unix.Read(int(fd), buf)
+			if errors.Is(err, unix.EINTR) {
+				continue
+			}
+			n = max(m, 0)
+			return
+		}
+	})
+	if err != nil {
+		return 0
+	}
+	return n
 }
 
 // resize applies terminal sizes until finish is called or the channel closes.
@@ -302,12 +345,9 @@ func (s *streams) resize() {
 func (s *streams) finish() {
 	close(s.ended)
 	for _, o := range s.outs {
-		_ = o.from.SetReadDeadline(time.Now().Add(drainIdle))
+		_ = o.from.SetReadDeadline(time.Now())
 	}
 	<-s.done
-	if s.exec.Stdin != nil {
-		_ = s.exec.Stdin.Close()
-	}
 	if s.stdin != nil {
 		_ = s.stdin.Close()
 	}

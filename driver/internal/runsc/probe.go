@@ -12,11 +12,16 @@ import (
 	"strings"
 	"time"
 
+	"github.com/bivouac-run/bivouac/driver/internal/runtimelog"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 )
 
 // probePath is where Probe's program lies in its root.
 const probePath = "/probe"
+
+// ProbeDirs matches the directories that Probe makes in its dir, for whoever
+// removes those of a process that was killed.
+const ProbeDirs = "probe-*"
 
 // Probe boots a sandbox with one small static program in it and returns an
 // error unless that program ran. program is the host path of an executable
@@ -24,7 +29,7 @@ const probePath = "/probe"
 // directory for Probe's files, which it removes. The sandbox is killed when
 // ctx ends: the kvm platform can hang for ever at start.
 func (r *Runtime) Probe(ctx context.Context, program, dir string) (err error) {
-	dir, err = os.MkdirTemp(dir, "probe-")
+	dir, err = os.MkdirTemp(dir, ProbeDirs)
 	if err != nil {
 		return fmt.Errorf("boot check: %w", err)
 	}
@@ -102,5 +107,5 @@ func lastErrorIn(path string) string {
 		return ""
 	}
 	defer f.Close()
-	return lastErrorOf(f)
+	return runtimelog.LastError(f)
 }

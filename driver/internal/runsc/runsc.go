@@ -3,10 +3,8 @@ package runsc
 import (
 	"context"
 	"debug/buildinfo"
-	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -14,6 +12,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/bivouac-run/bivouac/driver/internal/runtimelog"
 	"golang.org/x/sys/unix"
 )
 
@@ -60,6 +59,7 @@ func (r *Runtime) flags(f Files) []string {
 		"--file-access=exclusive",
 		"--file-access-mounts=shared",
 		"--character-device-policy=emulated-only",
+		"--oci-seccomp=true",
 		"--host-settings=ignore",
 	}
 	if r.CoreTags {
@@ -152,9 +152,10 @@ func (r *Runtime) Kill(ctx context.Context, id string, sig unix.Signal) error {
 	return err
 }
 
-// killPID sends SIGKILL to one process of the sandbox.
-func (r *Runtime) killPID(ctx context.Context, id string, pid int) error {
-	_, err := r.output(ctx, "kill", "--pid="+strconv.Itoa(pid), id, strconv.Itoa(int(unix.SIGKILL)))
+// killGroup sends SIGKILL to the process group that a process of the sandbox
+// leads.
+func (r *Runtime) killGroup(ctx context.Context, id string, leader int) error {
+	_, err := r.output(ctx, "kill", "--pgid="+strconv.Itoa(leader), id, strconv.Itoa(int(unix.SIGKILL)))
 	return err
 }
 
@@ -280,22 +281,6 @@ func (l *logPipe) close() {
 // holds. Nobody else is waited for who may hold the pipe open.
 func (l *logPipe) lastError() string {
 	_ = l.w.Close()
-	_ = l.r.SetReadDeadline(time.Now().Add(drainIdle))
-	return lastErrorOf(l.r)
-}
-
-// lastErrorOf returns the message of the last error in a JSON log, whose
-// records may follow each other without a newline, or "".
-func lastErrorOf(log io.Reader) string {
-	dec := json.NewDecoder(io.LimitReader(log, 64<<10))
-	var last string
-	for {
-		var rec struct{ Msg, Level string }
-		if err := dec.Decode(&rec); err != nil {
-			return last
-		}
-		if rec.Level == "error" {
-			last = rec.Msg
-		}
-	}
+	_ = l.r.SetReadDeadline(time.Now().Add(10 * time.Millisecond))
+	return runtimelog.LastError(l.r)
 }

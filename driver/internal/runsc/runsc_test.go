@@ -139,7 +139,7 @@ func TestOptionsForUntrustedCode(t *testing.T) {
 	args := strings.Join(r.RunArgs(Sandbox{ID: "x", Bundle: "/b", PIDFile: "/p", OverlayDir: "/o", Files: Files{Log: "/l", PanicLog: "/q"}}), " ")
 	for _, want := range []string{
 		"--host-uds=none", "--host-fifo=none", "--net-raw=false", "--allow-packet-socket-write=false", "--allow-suid=false",
-		"--character-device-policy=emulated-only", "--network=none", "--overlay2=root:dir=/o", "--enable-core-tags=true",
+		"--character-device-policy=emulated-only", "--oci-seccomp=true", "--network=none", "--overlay2=root:dir=/o", "--enable-core-tags=true",
 		"--panic-log=/q", "run --detach --bundle=/b --pid-file=/p x",
 	} {
 		if !strings.Contains(args, want) {
@@ -184,7 +184,7 @@ func TestExecPassesTheProcessInAMemoryFile(t *testing.T) {
 	var out, errOut strings.Builder
 	code, err := r.Exec(t.Context(), Exec{
 		ID: "x", Process: process, Dir: dir,
-		Stdin: io.NopCloser(strings.NewReader("in")), Stdout: &out, Stderr: &errOut,
+		Stdin: strings.NewReader("in"), Stdout: &out, Stderr: &errOut,
 	})
 	if err != nil || code != 5 || out.String() != "in" || errOut.String() != "err\n" {
 		t.Fatalf("%d, %v, %q, %q", code, err, out.String(), errOut.String())
@@ -203,7 +203,7 @@ func TestExecPassesTheProcessInAMemoryFile(t *testing.T) {
 
 func TestExecOutputIsNeverCut(t *testing.T) {
 	r := fake(t, "seq 1 300000")
-	slow := &slowWriter{}
+	slow := &slowWriter{pause: 2 * time.Millisecond}
 	code, err := r.Exec(t.Context(), Exec{ID: "x", Process: []byte("{}"), Dir: t.TempDir(), Stdout: slow})
 	if err != nil || code != 0 {
 		t.Fatalf("%d, %v", code, err)
@@ -214,11 +214,46 @@ func TestExecOutputIsNeverCut(t *testing.T) {
 }
 
 // slowWriter takes its time, so that output still waits when the command ends.
-type slowWriter struct{ strings.Builder }
+type slowWriter struct {
+	strings.Builder
+	pause time.Duration
+}
 
 func (w *slowWriter) Write(p []byte) (int, error) {
-	time.Sleep(2 * time.Millisecond)
+	time.Sleep(w.pause)
 	return w.Builder.Write(p)
+}
+
+// A client may stop reading for longer than anybody would wait, `less` say.
+func TestExecWaitsForASlowClient(t *testing.T) {
+	for _, tty := range []bool{false, true} {
+		slow := &slowWriter{pause: 1500 * time.Millisecond}
+		const want = 3000
+		code, err := fake(t, "head -c 3000 /dev/zero").Exec(t.Context(), Exec{ID: "x", Process: []byte("{}"), Dir: t.TempDir(), TTY: tty, Stdout: slow})
+		if err != nil || code != 0 || slow.Len() != want {
+			t.Errorf("tty %v: %d, %v, %d bytes", tty, code, err, slow.Len())
+		}
+	}
+}
+
+// What a command leaves of its input is read all the same.
+func TestExecTakesAllInput(t *testing.T) {
+	r, w := io.Pipe()
+	go func() {
+		for range 100 {
+			if _, err := w.Write(make([]byte, 4096)); err != nil {
+				t.Error(err)
+			}
+		}
+		_ = w.Close()
+	}()
+	code, err := fake(t, "head -c 1 >/dev/null; exit 3").Exec(t.Context(), Exec{ID: "x", Process: []byte("{}"), Dir: t.TempDir(), Stdin: r})
+	if err != nil || code != 3 {
+		t.Fatalf("%d, %v", code, err)
+	}
+	if n, err := w.Write(nil); n != 0 || (err != nil && !errors.Is(err, io.ErrClosedPipe)) {
+		t.Fatal(n, err)
+	}
 }
 
 func TestExecEndsWithItsContext(t *testing.T) {
@@ -257,9 +292,4 @@ func TestTerminalSize(t *testing.T) {
 	if err := master.SetReadDeadline(time.Now()); err != nil {
 		t.Fatalf("the master cannot be woken: %v", err)
 	}
-}
-
-func FuzzLastErrorOf(f *testing.F) {
-	f.Add(`{"msg":"a","level":"error"}{"msg":`)
-	f.Fuzz(func(_ *testing.T, log string) { lastErrorOf(strings.NewReader(log)) })
 }

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"strings"
 	"sync"
 	"time"
 
@@ -19,7 +20,7 @@ import (
 // output, never the task: the pipe is read to its end.
 type copier struct {
 	src  *os.File
-	fifo string
+	fifo fifo
 	done chan struct{}
 	wake chan struct{} // closed by drain
 
@@ -30,8 +31,8 @@ type copier struct {
 	until time.Time
 }
 
-func newCopier(src *os.File, fifo string) *copier {
-	return &copier{src: src, fifo: fifo, done: make(chan struct{}), wake: make(chan struct{})}
+func newCopier(src *os.File, to fifo) *copier {
+	return &copier{src: src, fifo: to, done: make(chan struct{}), wake: make(chan struct{})}
 }
 
 // start begins to copy. drain waits for the end.
@@ -45,6 +46,16 @@ func (c *copier) start() {
 			_, _ = io.Copy(io.Discard, c.src)
 		}
 	}()
+}
+
+// peek returns the start of what the pipe holds, for a copier that was never
+// started: what a command printed that says nothing in its log.
+func (c *copier) peek() string {
+	const longest = 512
+	buf := make([]byte, longest)
+	_ = c.src.SetReadDeadline(time.Now().Add(10 * time.Millisecond))
+	n, _ := c.src.Read(buf)
+	return strings.TrimSpace(string(buf[:n]))
 }
 
 // discard drops what the pipe holds, for a copier that was never started.
@@ -124,7 +135,7 @@ func (c *copier) write(p []byte) error {
 func (c *copier) open() error {
 	const first, longest = 2 * time.Millisecond, 250 * time.Millisecond
 	for delay := first; ; delay = min(2*delay, longest) {
-		f, err := openFIFO(c.fifo)
+		f, err := c.fifo.open()
 		if err == nil {
 			c.setDst(f)
 			return nil
@@ -133,7 +144,7 @@ func (c *copier) open() error {
 			return err
 		}
 		if c.expired() {
-			return fmt.Errorf("open log FIFO %q: nobody reads it: output dropped", c.fifo)
+			return fmt.Errorf("open log FIFO %q: nobody reads it: output dropped", c.fifo.name)
 		}
 		c.pause(delay)
 	}
@@ -159,33 +170,4 @@ func (c *copier) expired() bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	return !c.until.IsZero() && !time.Now().Before(c.until)
-}
-
-// ReleaseFIFO lets go of a log collector that waits for a writer, for a task
-// that did not start: it would take seconds to stop otherwise.
-func ReleaseFIFO(path string) {
-	if f, err := openFIFO(path); err == nil {
-		_ = f.Close()
-	}
-}
-
-// openFIFO opens path for writing without waiting for a reader (ENXIO if there
-// is none). Anything but a FIFO or /dev/null is refused: a task must not be
-// able to have its output written elsewhere by putting a link there.
-func openFIFO(path string) (*os.File, error) {
-	fd, err := unix.Open(path, unix.O_WRONLY|unix.O_NONBLOCK|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
-	if err != nil {
-		return nil, fmt.Errorf("open log FIFO: %w", &os.PathError{Op: "open", Path: path, Err: err})
-	}
-	var st unix.Stat_t
-	if err := unix.Fstat(fd, &st); err != nil {
-		_ = unix.Close(fd)
-		return nil, fmt.Errorf("open log FIFO %q: %w", path, err)
-	}
-	isNull := st.Mode&unix.S_IFMT == unix.S_IFCHR && st.Rdev == unix.Mkdev(1, 3)
-	if st.Mode&unix.S_IFMT != unix.S_IFIFO && !isNull {
-		_ = unix.Close(fd)
-		return nil, fmt.Errorf("open log FIFO %q: not a FIFO", path)
-	}
-	return os.NewFile(uintptr(fd), path), nil
 }

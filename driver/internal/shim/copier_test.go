@@ -1,6 +1,7 @@
 package shim
 
 import (
+	"errors"
 	"io"
 	"os"
 	"path/filepath"
@@ -18,12 +19,21 @@ func pipeTo(t *testing.T, path string) (*os.File, *copier) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	c := newCopier(r, path)
+	to := fifo{name: os.DevNull}
+	if path != os.DevNull {
+		dir, err := os.Open(filepath.Dir(path))
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { _ = dir.Close() })
+		to = fifo{dir, filepath.Base(path)}
+	}
+	c := newCopier(r, to)
 	c.start()
 	return w, c
 }
 
-func fifo(t *testing.T) string {
+func makeFIFO(t *testing.T) string {
 	t.Helper()
 	path := filepath.Join(t.TempDir(), "fifo")
 	if err := unix.Mkfifo(path, 0o600); err != nil {
@@ -42,7 +52,7 @@ func reader(t *testing.T, path string) *os.File {
 }
 
 func TestCopierSurvivesItsReader(t *testing.T) {
-	path := fifo(t)
+	path := makeFIFO(t)
 	w, c := pipeTo(t, path)
 	if _, err := io.WriteString(w, "one\n"); err != nil { // before there is a reader
 		t.Fatal(err)
@@ -85,7 +95,7 @@ func readLine(t *testing.T, r *os.File, want string) {
 }
 
 func TestDrainPassesOnAllThatIsThere(t *testing.T) {
-	path := fifo(t)
+	path := makeFIFO(t)
 	r := reader(t, path)
 	defer r.Close()
 	w, c := pipeTo(t, path)
@@ -124,7 +134,7 @@ func (u *untilClosed) Read(p []byte) (int, error) {
 }
 
 func TestDrainWithoutReaderEnds(t *testing.T) {
-	w, c := pipeTo(t, fifo(t))
+	w, c := pipeTo(t, makeFIFO(t))
 	_, _ = io.WriteString(w, "lost\n")
 	_ = w.Close()
 	start := time.Now()
@@ -144,7 +154,7 @@ func TestOutputIsNotWrittenThroughLinksOrToFiles(t *testing.T) {
 	if err := os.Symlink(victim, link); err != nil {
 		t.Fatal(err)
 	}
-	target := fifo(t)
+	target := makeFIFO(t)
 	fifoLink := filepath.Join(dir, "fifo-link")
 	if err := os.Symlink(target, fifoLink); err != nil {
 		t.Fatal(err)
@@ -167,6 +177,57 @@ func TestOutputIsNotWrittenThroughLinksOrToFiles(t *testing.T) {
 	if n, _ := r.Read(make([]byte, 10)); n > 0 {
 		t.Fatal("output followed a link to a FIFO")
 	}
+}
+
+// A task can rename the directory that its FIFOs are in, and put a link in its
+// place.
+func TestFIFOIsFoundOnceAndWithoutLinks(t *testing.T) {
+	allocDir := t.TempDir()
+	logs := filepath.Join(allocDir, "alloc", "logs")
+	if err := os.MkdirAll(logs, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := unix.Mkfifo(filepath.Join(logs, "out"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	alloc, err := openAlloc(allocDir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Close(alloc)
+	to, err := findFIFO(alloc, allocDir, filepath.Join(logs, "out"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer to.close()
+	trap := t.TempDir()
+	if err := unix.Mkfifo(filepath.Join(trap, "out"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	trapped := reader(t, filepath.Join(trap, "out"))
+	defer trapped.Close()
+	moved := logs + "2"
+	if err := errors.Join(os.Rename(logs, moved), os.Symlink(trap, logs)); err != nil {
+		t.Fatal(err)
+	}
+	r := reader(t, filepath.Join(moved, "out"))
+	defer r.Close()
+	f, err := to.open()
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, _ = io.WriteString(f, "mine")
+	_ = f.Close()
+	readLine(t, r, "mine")
+	if _, err := findFIFO(alloc, allocDir, filepath.Join(logs, "out")); !errors.Is(err, unix.ELOOP) {
+		t.Errorf("a link is followed: %v", err)
+	}
+	for _, path := range []string{"/etc/passwd", allocDir + "x/out", filepath.Join(allocDir, "..", "out")} {
+		if _, err := findFIFO(alloc, allocDir, path); err == nil {
+			t.Errorf("%q accepted", path)
+		}
+	}
+	ReleaseFIFOs(allocDir, filepath.Join(logs, "out"), os.DevNull, "/etc/passwd") // none of it opens
 }
 
 func TestDevNullTakesAll(t *testing.T) {

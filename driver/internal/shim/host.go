@@ -11,8 +11,61 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// mountOverlay gives the calling thread a mount namespace of its own and
-// mounts o there. A nil o does nothing.
+// mountPrivately gives the calling thread a mount namespace of its own and
+// mounts there what the sandbox needs. The mounts end with the namespace.
+func mountPrivately(cfg *Config) error {
+	if len(cfg.Binds) == 0 && cfg.Overlay == nil {
+		return nil
+	}
+	if err := unix.Unshare(unix.CLONE_NEWNS); err != nil {
+		return fmt.Errorf("make mount namespace: %w", err)
+	}
+	// Mounts that Nomad makes later, a secrets directory say, still arrive;
+	// those made here do not leave.
+	if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_SLAVE, ""); err != nil {
+		return fmt.Errorf("make mounts private: %w", err)
+	}
+	// A directory can be bound only by a descriptor of this namespace.
+	alloc, err := openAlloc(cfg.AllocDir)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = unix.Close(alloc) }()
+	for _, b := range cfg.Binds {
+		if err := bind(alloc, b); err != nil {
+			return err
+		}
+	}
+	return mountOverlay(cfg.Overlay)
+}
+
+// bind mounts the directory itself, by descriptor: its name may mean something
+// else a moment later.
+func bind(alloc int, b Bind) error {
+	fd, err := openBeneath(alloc, b.Path, unix.O_PATH|unix.O_DIRECTORY)
+	if err != nil {
+		return fmt.Errorf("open %q of the allocation: %w", b.Path, err)
+	}
+	defer func() { _ = unix.Close(fd) }()
+	if err := unix.Mount(fmt.Sprintf("/proc/self/fd/%d", fd), b.Target, "", unix.MS_BIND, ""); err != nil {
+		return fmt.Errorf("bind %q of the allocation: %w", b.Path, err)
+	}
+	return nil
+}
+
+// openBeneath opens path below the directory dir; no component may be a link
+// (openat2(2), Linux 5.6).
+func openBeneath(dir int, path string, flags uint64) (int, error) {
+	fd, err := unix.Openat2(dir, path, &unix.OpenHow{
+		Flags:   flags | unix.O_CLOEXEC,
+		Resolve: unix.RESOLVE_BENEATH | unix.RESOLVE_NO_SYMLINKS | unix.RESOLVE_NO_MAGICLINKS,
+	})
+	if errors.Is(err, unix.ELOOP) {
+		return -1, fmt.Errorf("a link was put in its place: %w", err)
+	}
+	return fd, err
+}
+
 func mountOverlay(o *Overlay) error {
 	if o == nil {
 		return nil
@@ -22,12 +75,6 @@ func mountOverlay(o *Overlay) error {
 		if strings.ContainsAny(p, ",:\\") {
 			return fmt.Errorf("mount overlay: path %q contains a comma, colon or backslash", p)
 		}
-	}
-	if err := unix.Unshare(unix.CLONE_NEWNS); err != nil {
-		return fmt.Errorf("make mount namespace: %w", err)
-	}
-	if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_SLAVE, ""); err != nil {
-		return fmt.Errorf("make mounts private: %w", err)
 	}
 	opts := "lowerdir=" + o.Lower + ",upperdir=" + o.Upper + ",workdir=" + o.Work
 	if err := unix.Mount("overlay", o.Target, "overlay", 0, opts); err != nil {

@@ -31,9 +31,16 @@ type Config struct {
 	RuntimeLog string `json:"runtime_log"`
 	// PanicLog is where a crashing sandbox writes its last words.
 	PanicLog string `json:"panic_log"`
-	// Stdout and Stderr are FIFOs of the log collector, or /dev/null.
+	// AllocDir is the allocation's directory. Its own path is trusted;
+	// below it tasks may have put links, and none is followed.
+	AllocDir string `json:"alloc_dir"`
+	// Stdout and Stderr are FIFOs of the log collector below AllocDir, or
+	// /dev/null.
 	Stdout string `json:"stdout"`
 	Stderr string `json:"stderr"`
+	// Binds are directories to mount, in a mount namespace of the shim's
+	// own, before Run.
+	Binds []Bind `json:"binds,omitempty"`
 	// StartTimeout bounds Run.
 	StartTimeout time.Duration `json:"start_timeout"`
 	// OOMFile counts the task's OOM kills: memory.events (cgroup v2) or
@@ -46,9 +53,17 @@ type Config struct {
 	// processes are moved to once started (cgroup v1 only, where Nomad keeps
 	// cpusets in a tree of their own).
 	CPUSetProcs string `json:"cpuset_procs,omitempty"`
-	// Overlay, if set, is mounted, in a mount namespace of the shim's own,
-	// before Run.
+	// Overlay, if set, is mounted there too.
 	Overlay *Overlay `json:"overlay,omitempty"`
+}
+
+// Bind gives runsc a directory below AllocDir under a path that nobody can
+// redirect, whatever happens to names in the allocation's directory.
+type Bind struct {
+	// Path is relative to AllocDir and has no links in it.
+	Path string `json:"path"`
+	// Target is an empty directory of the task's own.
+	Target string `json:"target"`
 }
 
 // Overlay is a private view of a shared root, for tasks whose mount points the
@@ -116,6 +131,17 @@ func ReadExit(dir string) (*Exit, error) {
 // WriteExit records an end for a task whose shim can no longer do so.
 func WriteExit(dir string, e *Exit) error {
 	return statefile.WriteVolatile(filepath.Join(dir, exitFile), Version, e)
+}
+
+// reserveExit sets space aside for the exit record, so that a file system that
+// is full when the task ends does not cost its exit code.
+func reserveExit(dir string) error {
+	return statefile.Reserve(filepath.Join(dir, exitFile))
+}
+
+// writeReservedExit is WriteExit into that space.
+func writeReservedExit(dir string, e *Exit) error {
+	return statefile.WriteReserved(filepath.Join(dir, exitFile), Version, e)
 }
 
 func read[T any](dir, name string) (*T, error) {

@@ -1,7 +1,6 @@
 package shim
 
 import (
-	"bytes"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -14,6 +13,7 @@ import (
 	"time"
 
 	"github.com/bivouac-run/bivouac/driver/internal/proc"
+	"github.com/bivouac-run/bivouac/driver/internal/runtimelog"
 	"github.com/bivouac-run/bivouac/internal/statefile"
 	"golang.org/x/sys/unix"
 )
@@ -55,7 +55,11 @@ type shim struct {
 	// unclaimed holds the statuses of children reaped while waiting for
 	// another one.
 	unclaimed map[int]syscall.WaitStatus
+	// fifos are where stdout and stderr go; out are their copiers, started
+	// once copying.
+	fifos     []fifo
 	out       []*copier
+	copying   bool
 	oomBefore uint64
 	sandbox   proc.ID
 }
@@ -64,16 +68,7 @@ type shim struct {
 // made is gone when it returns.
 func (s *shim) start(status *os.File) (err error) {
 	started := &Started{}
-	defer func() {
-		if err != nil {
-			started.Err = err.Error()
-		}
-		started.At = time.Now()
-		err = errors.Join(err, statefile.WriteVolatile(filepath.Join(s.dir, startedFile), Version, started))
-		raw, _ := json.Marshal(started) // a struct of plain values
-		_, _ = status.Write(append(raw, '\n'))
-		_ = status.Close()
-	}()
+	defer func() { err = s.report(status, started, err) }()
 	if started.Shim, err = sign(s.lock); err != nil {
 		return err
 	}
@@ -83,16 +78,55 @@ func (s *shim) start(status *os.File) (err error) {
 	if err := unix.Prctl(unix.PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0); err != nil {
 		return fmt.Errorf("become subreaper: %w", err)
 	}
-	if err := mountOverlay(s.cfg.Overlay); err != nil {
+	if err := reserveExit(s.dir); err != nil {
+		return err
+	}
+	if err := s.prepare(); err != nil {
 		return err
 	}
 	s.oomBefore = readOOMKills(s.cfg.OOMFile)
 	if err := s.run(); err != nil {
-		s.abandon()
 		return err
 	}
 	started.Sandbox = s.sandbox
 	return nil
+}
+
+// report records the outcome of the start and tells the driver. A start that
+// cannot be recorded has failed.
+func (s *shim) report(status *os.File, started *Started, err error) error {
+	started.At = time.Now()
+	path := filepath.Join(s.dir, startedFile)
+	if err == nil {
+		err = statefile.WriteVolatile(path, Version, started)
+	}
+	if err != nil {
+		s.abandon()
+		started.Err = err.Error()
+		_ = statefile.WriteVolatile(path, Version, started) // the line below says it too
+	}
+	raw, _ := json.Marshal(started) // a struct of plain values
+	_, _ = status.Write(append(raw, '\n'))
+	_ = status.Close()
+	return err
+}
+
+// prepare opens what lies in the allocation's directory, before anything of
+// the task runs.
+func (s *shim) prepare() error {
+	alloc, err := openAlloc(s.cfg.AllocDir)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = unix.Close(alloc) }()
+	for _, path := range []string{s.cfg.Stdout, s.cfg.Stderr} {
+		to, err := findFIFO(alloc, s.cfg.AllocDir, path)
+		if err != nil {
+			return err
+		}
+		s.fifos = append(s.fifos, to)
+	}
+	return mountPrivately(s.cfg)
 }
 
 // run executes the Run command with the task's output pipes and learns the
@@ -104,14 +138,14 @@ func (s *shim) run() error {
 	}
 	defer stdin.Close()
 	files := []*os.File{stdin}
-	for _, fifo := range []string{s.cfg.Stdout, s.cfg.Stderr} {
+	for _, to := range s.fifos {
 		r, w, err := os.Pipe()
 		if err != nil {
 			return fmt.Errorf("make output pipe: %w", err)
 		}
 		defer w.Close()
 		files = append(files, w)
-		s.out = append(s.out, newCopier(r, fifo))
+		s.out = append(s.out, newCopier(r, to))
 	}
 	ws, err := s.execute(s.cfg.Run, files, s.cfg.StartTimeout)
 	if err != nil {
@@ -127,10 +161,14 @@ func (s *shim) run() error {
 	if s.sandbox, err = s.identify(pid); err != nil {
 		return err
 	}
+	if err := joinCPUSet(s.cfg.ScopeProcs, s.cfg.CPUSetProcs); err != nil {
+		return err
+	}
 	for _, c := range s.out {
 		c.start()
 	}
-	return joinCPUSet(s.cfg.ScopeProcs, s.cfg.CPUSetProcs)
+	s.copying = true
+	return nil
 }
 
 // identify returns the ID of the sandbox process, which may have exited and
@@ -155,15 +193,22 @@ func (s *shim) runtimeError(ws syscall.WaitStatus) error {
 	if msg := lastError(s.cfg.RuntimeLog); msg != "" {
 		return errors.New(msg)
 	}
-	return fmt.Errorf("runsc ended with %s and no message", describe(ws))
+	return fmt.Errorf("runsc ended with %s: %q", describe(ws), s.out[1].peek())
 }
 
 // abandon ends and removes whatever a failed start left.
 func (s *shim) abandon() {
+	if s.cfg == nil {
+		return
+	}
 	killScope(s.cfg.ScopeProcs)
 	_, _ = s.execute(s.cfg.Delete, nil, deleteTimeout)
 	for _, c := range s.out {
-		c.discard()
+		if s.copying {
+			c.drain(time.Now())
+		} else {
+			c.discard()
+		}
 	}
 }
 
@@ -174,7 +219,7 @@ func (s *shim) finish() {
 	ws := s.waitFor(s.sandbox.PID)
 	exit := &Exit{At: time.Now()}
 	exit.fill(ws, readOOMKills(s.cfg.OOMFile)-s.oomBefore, lastPanic(s.cfg.PanicLog))
-	if err := WriteExit(s.dir, exit); err != nil {
+	if err := writeReservedExit(s.dir, exit); err != nil {
 		fmt.Fprintln(os.Stderr, err)
 	}
 	deadline := time.Now().Add(drainTimeout)
@@ -274,27 +319,14 @@ func describe(ws syscall.WaitStatus) string {
 	return fmt.Sprintf("exit status %d", ws.ExitStatus())
 }
 
-// lastError returns the message of the last error in a runsc JSON log. Records
-// may follow each other without a newline.
+// lastError returns the message of the last error in a runsc log, or "".
 func lastError(path string) string {
-	raw, err := os.ReadFile(path)
+	f, err := os.Open(path)
 	if err != nil {
 		return ""
 	}
-	dec := json.NewDecoder(bytes.NewReader(raw))
-	var last string
-	for {
-		var rec struct {
-			Msg   string `json:"msg"`
-			Level string `json:"level"`
-		}
-		if err := dec.Decode(&rec); err != nil {
-			return last
-		}
-		if rec.Level == "error" {
-			last = rec.Msg
-		}
-	}
+	defer f.Close()
+	return runtimelog.LastError(f)
 }
 
 // lastPanic returns the first line of a panic log, bounded, or "".

@@ -1,6 +1,7 @@
 package shim
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"os/exec"
@@ -11,6 +12,7 @@ import (
 	"time"
 
 	"github.com/bivouac-run/bivouac/internal/statefile"
+	"golang.org/x/sys/unix"
 )
 
 // The test binary serves as the shim.
@@ -44,7 +46,7 @@ func launch(t *testing.T, run, del string, change func(*Config)) (string, *exec.
 	cfg := &Config{
 		Run: script(t, dir, run), Delete: script(t, dir, del), PIDFile: filepath.Join(dir, "pid"),
 		RuntimeLog: filepath.Join(dir, "log"), PanicLog: filepath.Join(dir, "panic"),
-		Stdout: os.DevNull, Stderr: os.DevNull, StartTimeout: 10 * time.Second,
+		AllocDir: t.TempDir(), Stdout: os.DevNull, Stderr: os.DevNull, StartTimeout: 10 * time.Second,
 	}
 	if change != nil {
 		change(cfg)
@@ -234,7 +236,7 @@ func TestNewerConfigIsRefused(t *testing.T) {
 }
 
 func TestOverlayRefusesSeparators(t *testing.T) {
-	for _, p := range []string{"/a,b", "/a:b", `/a\b`} {
+	for _, p := range []string{"/a,b", "/a:b", `/a\b`} { // fails before it mounts
 		if err := mountOverlay(&Overlay{Lower: p}); err == nil {
 			t.Errorf("%q accepted", p)
 		}
@@ -244,13 +246,91 @@ func TestOverlayRefusesSeparators(t *testing.T) {
 	}
 }
 
-func FuzzLastError(f *testing.F) {
-	f.Add([]byte(`{"msg":"a","level":"error"}{"msg":`))
-	path := filepath.Join(f.TempDir(), "log")
-	f.Fuzz(func(t *testing.T, log []byte) {
-		if err := os.WriteFile(path, log, 0o600); err != nil {
-			t.Fatal(err)
-		}
-		lastError(path)
-	})
+func TestCommandThatOnlyPrintsItsError(t *testing.T) {
+	dir, cmd := launch(t, "echo bad flag >&2; exit 2", ":", nil)
+	_ = cmd.Wait()
+	started, err := ReadStarted(dir)
+	if err != nil || !strings.Contains(started.Err, "exit status 2") || !strings.Contains(started.Err, "bad flag") {
+		t.Fatalf("started is %+v, %v", started, err)
+	}
+}
+
+// needRoot skips, or fails in CI, where the test cannot mount.
+func needRoot(t *testing.T) {
+	t.Helper()
+	if os.Geteuid() == 0 {
+		return
+	}
+	if os.Getenv("BIVOUAC_CI") == "1" {
+		t.Fatal("needs root")
+	}
+	t.Skip("needs root")
+}
+
+func TestBindsAreOfTheDirectoryItself(t *testing.T) {
+	needRoot(t)
+	allocDir, target := t.TempDir(), t.TempDir()
+	if err := os.MkdirAll(filepath.Join(allocDir, "alloc/logs"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(allocDir, "alloc/logs/mark"), nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	change := func(c *Config) {
+		c.AllocDir = allocDir
+		c.Binds = []Bind{{"alloc/logs", target}}
+	}
+	dir, cmd := launch(t, "ls "+target+" > $1/seen; "+fmt.Sprintf(daemon, "true"), ":", change)
+	if err := cmd.Wait(); err != nil {
+		started, _ := ReadStarted(dir)
+		t.Fatal(err, started)
+	}
+	if raw, err := os.ReadFile(filepath.Join(dir, "seen")); err != nil || string(raw) != "mark\n" {
+		t.Fatalf("the command saw %q, %v", raw, err)
+	}
+	if left, err := os.ReadDir(target); err != nil || len(left) > 0 {
+		t.Fatalf("the node sees the mount: %v, %v", left, err)
+	}
+	// The same with a link in the place of the directory.
+	if err := os.Rename(filepath.Join(allocDir, "alloc/logs"), filepath.Join(allocDir, "logs2")); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Symlink("/etc", filepath.Join(allocDir, "alloc/logs")); err != nil {
+		t.Fatal(err)
+	}
+	dir, cmd = launch(t, "echo ran > $1/ran", ":", change)
+	_ = cmd.Wait()
+	started, err := ReadStarted(dir)
+	if err != nil || !strings.Contains(started.Err, "a link was put in its place") {
+		t.Fatalf("started is %+v, %v", started, err)
+	}
+	if _, err := os.Stat(filepath.Join(dir, "ran")); err == nil {
+		t.Fatal("the command was run all the same")
+	}
+}
+
+// A file system that is full when the task ends must not cost its exit code.
+func TestExitIsRecordedOnAFullDisk(t *testing.T) {
+	needRoot(t)
+	dir := t.TempDir()
+	if err := unix.Mount("tmpfs", dir, "tmpfs", 0, "size=64k"); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = unix.Unmount(dir, unix.MNT_DETACH) })
+	if err := reserveExit(dir); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(dir, "fill"), make([]byte, 1<<20), 0o600); !errors.Is(err, unix.ENOSPC) {
+		t.Fatalf("the disk is not full: %v", err)
+	}
+	if err := WriteExit(dir, &Exit{Code: 1}); err == nil {
+		t.Fatal("the disk is not full")
+	}
+	if err := writeReservedExit(dir, &Exit{Code: 7}); err != nil {
+		t.Fatal(err)
+	}
+	exit, err := ReadExit(dir)
+	if err != nil || exit.Code != 7 {
+		t.Fatalf("exit is %+v, %v", exit, err)
+	}
 }
