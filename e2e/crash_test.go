@@ -31,8 +31,11 @@ const (
 	crashServices = 2
 )
 
-// series are the kills of one set of tasks, a random moment apart: often the
-// second comes while Nomad recovers from the first.
+// series are the kills of one set of tasks, a random moment apart. The agent
+// is killed whatever it does, often while it recovers from the kill before.
+// The driver is killed only once it works again: a driver that dies while
+// Nomad recovers a task makes Nomad itself give the task up ("failed to
+// initialize driver after it exited unexpectedly").
 var series = [][]crash{
 	{crashDriver, crashDriver, crashDriver},
 	{crashAgent, crashBoth},
@@ -118,6 +121,9 @@ func (c *crasher) run(t *testing.T, kills []crash) {
 		if i == 0 {
 			window = 2 * time.Second // a start takes about half a second
 		}
+		if i > 0 && what != crashAgent {
+			c.awaitDriver(t)
+		}
 		<-time.After(time.Duration(c.rand.Int64N(int64(window))))
 		if what != crashDriver {
 			if agentKills == 0 {
@@ -145,15 +151,23 @@ func (c *crasher) run(t *testing.T, kills []crash) {
 		if err != nil || id != c.sandboxes[i] {
 			t.Errorf("service runs in sandbox %s, was %s (error %v)", id, c.sandboxes[i], err)
 		}
-		nomadtest.Eventually(t, nomadtest.Moment, func() error {
+	}
+	c.awaitDriver(t)
+	if err := r.Purge(); err != nil {
+		t.Error(err)
+	}
+}
+
+// awaitDriver waits until Nomad can use the driver for the services.
+func (c *crasher) awaitDriver(t *testing.T) {
+	t.Helper()
+	for _, alloc := range c.services {
+		nomadtest.Eventually(t, 2*nomadtest.Moment, func() error {
 			if code, _, _, err := c.Exec(t.Context(), alloc, nil, "true"); err != nil || code != 0 {
 				return fmt.Errorf("exec in service: exit code %d, error %w", code, err)
 			}
 			return nil
 		})
-	}
-	if err := r.Purge(); err != nil {
-		t.Error(err)
 	}
 }
 

@@ -9,6 +9,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -35,6 +36,9 @@ type Agent struct {
 	server *daemon
 	// local speaks to the client agent where that is not the server.
 	local *api.Client
+
+	// crashed is set by KillAgent.
+	crashed atomic.Bool
 
 	mu     sync.Mutex
 	agent  *daemon
@@ -185,6 +189,7 @@ func (a *Agent) AwaitHealthy() error {
 // KillAgent kills the agent process, and nothing else, with SIGKILL.
 func (a *Agent) KillAgent(t testing.TB) {
 	t.Helper()
+	a.crashed.Store(true)
 	if err := a.process().kill(); err != nil {
 		t.Fatal(err)
 	}

@@ -76,8 +76,9 @@ func (a *Agent) logTail(offset int64) string {
 	}
 	var b bytes.Buffer
 	for line := range strings.Lines(string(raw[offset:])) {
-		noise := strings.Contains(line, "[DEBUG]") || strings.Contains(line, "[TRACE]") || strings.Contains(line, "exec session")
-		if !noise || strings.Contains(line, "gvisor") {
+		debug := strings.Contains(line, "[DEBUG]") || strings.Contains(line, "[TRACE]")
+		noise := strings.Contains(line, "exec session") || strings.Contains(line, "/exec?") || strings.Contains(line, "plugin_loader")
+		if !noise && (!debug || strings.Contains(line, "gvisor")) && strings.Contains(line, "[") {
 			b.WriteString(line)
 		}
 	}
