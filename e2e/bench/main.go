@@ -69,7 +69,9 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 	flags.IntVar(&opts.samples, "n", 60, "tasks to start on each side; register_to_running takes a quarter")
 	flags.StringVar(&format, "o", "table", "output on stdout: table or json")
 	flags.StringVar(&opts.only, "only", "", "measure this row only: "+strings.Join(startRows, ", "))
-	if err := flags.Parse(args[1:]); err != nil {
+	if err := flags.Parse(args[1:]); errors.Is(err, flag.ErrHelp) {
+		return nil
+	} else if err != nil {
 		return err
 	}
 	opts.json = format == "json"

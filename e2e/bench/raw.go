@@ -119,7 +119,10 @@ func (p *pattern) newSandbox(h *host) (*sandbox, error) {
 	}
 	s.dir = filepath.Join(h.run, "raw", "tasks", s.id)
 	root := filepath.Join(h.run, "raw", "runsc")
-	for _, dir := range []string{s.dir, root} {
+	// What the shim binds to these two of the driver's task is an ordinary
+	// directory here: the peer has no mount namespace to make.
+	logs, scratch := filepath.Join(s.dir, "logs"), filepath.Join(s.dir, "scratch")
+	for _, dir := range []string{s.dir, root, logs, scratch} {
 		if err := os.MkdirAll(dir, 0o700); err != nil {
 			return nil, err
 		}
