@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -59,8 +60,17 @@ func (a *Agent) LogMark() int64 {
 // that has failed, without the noise.
 func (a *Agent) LogOnFailure(t testing.TB, mark int64) {
 	t.Helper()
-	if t.Failed() {
-		t.Logf("agent log:\n%s", a.logTail(mark))
+	if !t.Failed() {
+		return
+	}
+	t.Logf("agent log:\n%s", a.logTail(mark))
+	// The whole of it, kept by go test -artifacts.
+	raw, err := os.ReadFile(a.l.log())
+	if err == nil {
+		err = os.WriteFile(filepath.Join(t.ArtifactDir(), "agent.log"), raw, 0o600)
+	}
+	if err != nil {
+		t.Logf("keep the agent's log: %v", err)
 	}
 }
 
