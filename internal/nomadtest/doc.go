@@ -15,4 +15,6 @@
 // What the package does not isolate: Nomad 1.11 has one cgroup parent per
 // host, and /var/run/netns is shared, so in those two places leftovers are
 // looked for by allocation ID. Only allocations that a test has seen count.
+// For the same reason an agent that restarts while a task of another agent has
+// reserved cores fails its own tasks ("unable to update reserve cpuset").
 package nomadtest
