@@ -9,6 +9,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
+// Directions of a flow (linux/netfilter/nf_conntrack_tuple_common.h, IP_CT_DIR_…).
+const directionOriginal, directionReply = 0, 1
+
 // reg is the one register that the rules use.
 const reg = unix.NFT_REG_1
 
@@ -42,7 +45,7 @@ func (t *table) buildInbound(c *nftables.Conn) {
 		transport(icmp6Type, 1), between(icmp6FirstLocal, icmp6LastLocal), accept)
 	add(c, in, "", loadCt(expr.CtKeyMARK), equal(native(markAlloc)), accept)
 	add(c, in, "", loadCt(expr.CtKeyMARK), differs(native(0)), set(expr.MetaKeyMARK), accept)
-	add(c, in, "A began it", loadCt(expr.CtKeyDIRECTION), equal([]byte{unix.IP_CT_DIR_REPLY}), accept)
+	add(c, in, "A began it", loadCt(expr.CtKeyDIRECTION), equal([]byte{directionReply}), accept)
 	add(c, in, "", family(unix.NFPROTO_IPV4), network(ip4Dest, ip4AddrLen), notIn(t.addrs4), accept)
 	add(c, in, "", family(unix.NFPROTO_IPV6), network(ip6Dest, ip6AddrLen), notIn(t.addrs6), accept)
 	// Whether wildcard or not: without a socket the rule ends here.
@@ -65,7 +68,7 @@ func (t *table) buildOutput(c *nftables.Conn) {
 	}
 	for _, dest := range toItself {
 		for _, proto := range []byte{unix.IPPROTO_TCP, unix.IPPROTO_UDP} {
-			add(c, out, "", dest, loadCt(expr.CtKeyDIRECTION), equal([]byte{unix.IP_CT_DIR_ORIGINAL}),
+			add(c, out, "", dest, loadCt(expr.CtKeyDIRECTION), equal([]byte{directionOriginal}),
 				protocolIs(proto), transport(destPort, portLen), lookupData(t.ports), set(expr.MetaKeyMARK), setCt())
 		}
 	}

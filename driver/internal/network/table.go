@@ -32,21 +32,29 @@ type table struct {
 
 	saved  *nftables.Chain // never entered: former sysctls, as comments
 	source *nftables.Chain
+	origin *nftables.Chain
 	early  *nftables.Chain
 }
 
 func newTable() *table {
 	t := &table{Table: &nftables.Table{Family: nftables.TableFamilyINet, Name: tableName}}
-	mark := func(name string, key nftables.SetDatatype) *nftables.Set {
-		return &nftables.Set{Table: t.Table, Name: name, KeyType: key, DataType: nftables.TypeMark, IsMap: true}
+	// A set's ID is for the batch that makes it. Left to itself the library
+	// counts them in a variable that two goroutines would race for.
+	mark := func(id uint32, name string, key nftables.SetDatatype) *nftables.Set {
+		s := &nftables.Set{Table: t.Table, ID: id, Name: name, KeyType: key, DataType: nftables.TypeMark, IsMap: true}
+		if key == nftables.TypeIFName {
+			s.KeyByteOrder = binaryutil.NativeEndian // so that nft prints it
+		}
+		return s
 	}
-	t.marks = mark("marks", nftables.TypeIFName)
-	t.ports = mark("ports", nftables.TypeInetService)
-	t.receiver = mark("receiver", nftables.TypeNFProto)
-	t.addrs4 = &nftables.Set{Table: t.Table, Name: "addrs4", KeyType: nftables.TypeIPAddr}
-	t.addrs6 = &nftables.Set{Table: t.Table, Name: "addrs6", KeyType: nftables.TypeIP6Addr}
+	t.marks = mark(1, "marks", nftables.TypeIFName)
+	t.ports = mark(2, "ports", nftables.TypeInetService)
+	t.receiver = mark(3, "receiver", nftables.TypeNFProto)
+	t.addrs4 = &nftables.Set{Table: t.Table, ID: 4, Name: "addrs4", KeyType: nftables.TypeIPAddr}
+	t.addrs6 = &nftables.Set{Table: t.Table, ID: 5, Name: "addrs6", KeyType: nftables.TypeIP6Addr}
 	t.saved = &nftables.Chain{Table: t.Table, Name: "saved"}
 	t.source = &nftables.Chain{Table: t.Table, Name: "source"}
+	t.origin = &nftables.Chain{Table: t.Table, Name: "origin"}
 	t.early = t.base("early", nftables.ChainTypeFilter, nftables.ChainHookPrerouting, nftables.ChainPriorityRaw)
 	return t
 }
@@ -75,16 +83,15 @@ func (t *table) exists() (there, complete bool, err error) {
 	if err != nil {
 		return false, false, fmt.Errorf("open nftables socket: %w", err)
 	}
-	rules, err := c.GetRules(t.Table, t.early)
-	if err == nil {
-		return true, len(rules) > 0, nil
-	}
 	tables, err := c.ListTablesOfFamily(nftables.TableFamilyINet)
 	if err != nil {
 		return false, false, fmt.Errorf("list nftables tables: %w", err)
 	}
-	there = slices.ContainsFunc(tables, func(x *nftables.Table) bool { return x.Name == tableName })
-	return there, false, nil
+	if !slices.ContainsFunc(tables, func(x *nftables.Table) bool { return x.Name == tableName }) {
+		return false, false, nil
+	}
+	rules, err := c.GetRules(t.Table, t.early)
+	return true, len(rules) > 0, wrap("list nftables rules", err)
 }
 
 // ensure makes the table with its constant rules, if it is not there.
@@ -98,7 +105,13 @@ func (t *table) ensure() error {
 			return err
 		}
 	}
-	return t.addEarlyRule()
+	if err := t.addOriginRule(); err != nil {
+		return err
+	}
+	return batch("complete nftables table", func(c *nftables.Conn) error {
+		add(c, t.early, "", verdict(expr.VerdictJump, t.origin.Name))
+		return nil
+	})
 }
 
 func (t *table) build(c *nftables.Conn) error {
@@ -111,6 +124,7 @@ func (t *table) build(c *nftables.Conn) error {
 	c.AddChain(t.saved)
 	c.AddChain(t.source)
 	t.buildSource(c)
+	c.AddChain(t.origin)
 	c.AddChain(t.early)
 	t.buildInbound(c)
 	t.buildOutput(c)
@@ -127,12 +141,12 @@ func add(c *nftables.Conn, chain *nftables.Chain, comment string, groups ...[]ex
 	c.AddRule(r)
 }
 
-// addEarlyRule commits the one rule that google/nftables 0.3.0 cannot encode:
-// it knows no direction of a conntrack zone. The zone of the original
-// direction alone keeps equal flows of two sandboxes apart, while answers,
-// which come from outside without one, are found in zone 0. The rest of the
-// rule is encoded there.
-func (t *table) addEarlyRule() error {
+// addOriginRule commits the one rule that google/nftables 0.3.0 can neither
+// encode nor read back: it knows no direction of a conntrack zone. The zone of
+// the original direction alone keeps equal flows of two sandboxes apart, while
+// answers, which come from outside without one, are found in zone 0. The rest
+// of the rule is encoded there. A second copy, after a crash, does nothing.
+func (t *table) addOriginRule() error {
 	rule := slices.Concat(
 		load(expr.MetaKeyIIFNAME), lookupData(t.marks), set(expr.MetaKeyMARK),
 		[]expr.Any{&expr.Ct{Key: expr.CtKeyZONE, SourceRegister: true, Register: reg}},
@@ -155,7 +169,7 @@ func (t *table) addEarlyRule() error {
 	}
 	body, err := netlink.MarshalAttributes([]netlink.Attribute{
 		{Type: unix.NFTA_RULE_TABLE, Data: []byte(t.Name + "\x00")},
-		{Type: unix.NFTA_RULE_CHAIN, Data: []byte(t.early.Name + "\x00")},
+		{Type: unix.NFTA_RULE_CHAIN, Data: []byte(t.origin.Name + "\x00")},
 		{Type: unix.NLA_F_NESTED | unix.NFTA_RULE_EXPRESSIONS, Data: list},
 	})
 	if err != nil {
@@ -167,10 +181,9 @@ func (t *table) addEarlyRule() error {
 // zoneExpr is `ct original zone set REGISTER`. The kernel reads 16 bits of
 // the register: the slot, on the little-endian machines that gVisor runs on.
 func zoneExpr(ct *expr.Ct) ([]byte, error) {
-	const original = 0 // IP_CT_DIR_ORIGINAL
 	data, err := netlink.MarshalAttributes([]netlink.Attribute{
 		{Type: unix.NFTA_CT_KEY, Data: binaryutil.BigEndian.PutUint32(uint32(ct.Key))},
-		{Type: unix.NFTA_CT_DIRECTION, Data: []byte{original}},
+		{Type: unix.NFTA_CT_DIRECTION, Data: []byte{directionOriginal}},
 		{Type: unix.NFTA_CT_SREG, Data: binaryutil.BigEndian.PutUint32(ct.Register)},
 	})
 	if err != nil {

@@ -64,14 +64,12 @@ func openNetNS(path string) (_ *os.File, err error) {
 	if err != nil || kind != unix.CLONE_NEWNET {
 		return nil, fmt.Errorf("open network namespace %q: %w", path, ErrNotNetNS)
 	}
-	for _, own := range []string{"/proc/self/ns/net", "/proc/1/ns/net"} {
-		same, err := sameFile(f, own)
-		if err != nil {
-			return nil, err
-		}
-		if same {
-			return nil, fmt.Errorf("open network namespace %q: %w", path, ErrNodeNetNS)
-		}
+	same, err := sameFile(f, "/proc/self/ns/net")
+	if err != nil {
+		return nil, err
+	}
+	if first, _ := sameFile(f, "/proc/1/ns/net"); same || first { // process 1 may be out of sight
+		return nil, fmt.Errorf("open network namespace %q: %w", path, ErrNodeNetNS)
 	}
 	return f, nil
 }
