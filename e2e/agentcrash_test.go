@@ -44,7 +44,7 @@ func TestAgentDiesDuringStart(t *testing.T) {
 	nomadtest.Eventually(t, nomadtest.Moment, func() error {
 		entries, err := os.ReadDir(tasks)
 		if err != nil || len(entries) != 1 {
-			return fmt.Errorf("%d sandboxes, want 1: %v, error %v", len(entries), entries, err)
+			return errors.Join(fmt.Errorf("%d sandboxes, want 1: %v", len(entries), entries), err)
 		}
 		return nil
 	})

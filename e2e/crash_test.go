@@ -164,7 +164,7 @@ func (c *crasher) awaitDriver(t *testing.T) {
 	for _, alloc := range c.services {
 		nomadtest.Eventually(t, 2*nomadtest.Moment, func() error {
 			if code, _, _, err := c.Exec(t.Context(), alloc, nil, "true"); err != nil || code != 0 {
-				return fmt.Errorf("exec in service: exit code %d, error %w", code, err)
+				return errors.Join(fmt.Errorf("exec in service: exit code %d", code), err)
 			}
 			return nil
 		})

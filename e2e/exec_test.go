@@ -78,7 +78,7 @@ func TestExecManyAtOnce(t *testing.T) {
 			want := fmt.Sprintf("exec %d\n", i)
 			code, out, _, err := a.Exec(t.Context(), alloc, nil, "sh", "-c", fmt.Sprintf("echo exec %d; exit %d", i, i%5))
 			if err != nil || code != i%5 || out != want {
-				errs[i] = fmt.Errorf("exec %d: exit code %d, output %q, error %w", i, code, out, err)
+				errs[i] = errors.Join(fmt.Errorf("exec %d: exit code %d, output %q", i, code, out), err)
 			}
 		})
 	}

@@ -1,6 +1,7 @@
 package e2e
 
 import (
+	"errors"
 	"fmt"
 	"math"
 	"os"
@@ -144,7 +145,7 @@ func TestPIDsLimit(t *testing.T) {
 	nomadtest.Eventually(t, 60*time.Second, func() error {
 		allocs, err := r.Allocs()
 		if err != nil || len(allocs) == 0 {
-			return fmt.Errorf("%d allocations, error %v", len(allocs), err)
+			return errors.Join(fmt.Errorf("%d allocations", len(allocs)), err)
 		}
 		for _, dir := range cgroupDirs(allocs[0], "pids") {
 			if raw, err := os.ReadFile(dir + "/pids.current"); err == nil {

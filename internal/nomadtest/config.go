@@ -99,7 +99,11 @@ func freePorts() (ports, error) {
 			return p, err
 		}
 		defer l.Close()
-		*to = l.Addr().(*net.TCPAddr).Port
+		addr, ok := l.Addr().(*net.TCPAddr)
+		if !ok {
+			return p, fmt.Errorf("listening on %v", l.Addr())
+		}
+		*to = addr.Port
 	}
 	return p, nil
 }

@@ -3,6 +3,7 @@ package nomadtest
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"strings"
@@ -95,7 +96,7 @@ func (term *Terminal) Expect(t testing.TB, text string) string {
 		err := fmt.Errorf("terminal shows %q, not %q", seen, text)
 		select {
 		case <-term.done:
-			return final{fmt.Errorf("%w; it is closed, exit code %d, error %v", err, term.code, term.err)}
+			return final{errors.Join(fmt.Errorf("%w; it is closed, exit code %d", err, term.code), term.err)}
 		default:
 			return err
 		}

@@ -161,10 +161,7 @@ func (a *Agent) cgroupsLeft() []string {
 func cgroupsOf(allocs []string) []string {
 	var found []string
 	_ = filepath.WalkDir(cgroupRoot, func(path string, d fs.DirEntry, err error) error {
-		if err != nil || !d.IsDir() {
-			return nil
-		}
-		if len(d.Name()) > 36 && slices.Contains(allocs, d.Name()[:36]) {
+		if err == nil && d.IsDir() && len(d.Name()) > 36 && slices.Contains(allocs, d.Name()[:36]) {
 			found = append(found, path)
 		}
 		return nil
