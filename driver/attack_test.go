@@ -60,28 +60,6 @@ func TestLinkInPlaceOfLogsIsNotFollowed(t *testing.T) {
 	nothingLeft(t, driverOf(h))
 }
 
-// Nomad repeats a start under a new ID when its agent died before it had
-// stored the handle: the former invocation must not live on beside it.
-func TestSecondInvocationReplacesTheFirst(t *testing.T) {
-	n := needNode(t)
-	h := n.harness(t)
-	d := driverOf(h)
-	cfg := taskConfig(t, h, sh(n.image(t, "busybox", nil), "sleep 600"), nil)
-	startTask(t, h, cfg)
-	first, err := d.lookup(cfg.ID)
-	must.NoError(t, err)
-	next := cfg.Copy()
-	next.ID = cfg.AllocID + "/task/" + uuid.Short()
-	startTask(t, h, next)
-	must.False(t, first.started.Sandbox.Alive())
-	must.False(t, exists(first.dir))
-	_, err = d.InspectTask(cfg.ID)
-	must.ErrorIs(t, err, drivers.ErrTaskNotFound)
-	status, err := d.InspectTask(next.ID)
-	must.NoError(t, err)
-	must.Eq(t, drivers.TaskStateRunning, status.State)
-}
-
 func TestConcurrentInvocationsLeaveOne(t *testing.T) {
 	n := needNode(t)
 	h := n.harness(t)

@@ -38,6 +38,8 @@ type Driver struct {
 	// runscVersion is what the last check found; nil before.
 	runscVersion atomic.Pointer[runsc.Version]
 
+	// sweeping starts the sweep once.
+	sweeping sync.Once
 	// starting serialises the starts of one task.
 	starting keyedMutex
 
@@ -156,7 +158,7 @@ func (d *Driver) SetConfig(c *base.Config) error {
 			d.log.Warn("closing the former image store", "error", err)
 		}
 	}
-	d.spawn(d.sweep)
+	d.sweeping.Do(func() { d.spawn(d.sweepAlways) })
 	return nil
 }
 

@@ -52,6 +52,7 @@ func (d *Driver) StopTask(taskID string, timeout time.Duration, signal string) e
 	if err != nil {
 		return err
 	}
+	t.release()
 	if t.ended() {
 		return nil
 	}
@@ -187,6 +188,7 @@ func (d *Driver) DestroyTask(taskID string, force bool) error {
 // destroy ends a task if it runs, removes what it left and forgets it. What
 // cannot be removed is found by the next start of the task, or the sweep.
 func (d *Driver) destroy(h *host, t *task) error {
+	t.release()
 	if !t.ended() {
 		if err := d.kill(t); err != nil {
 			return err
@@ -199,20 +201,33 @@ func (d *Driver) destroy(h *host, t *task) error {
 }
 
 // destroyUnknown serves Nomad's clean-up after a RecoverTask that failed: the
-// task is not known to this process, but may have left something. Its
-// directory's name ends like no other.
+// task is not known to this process, but may have left something.
 func (d *Driver) destroyUnknown(taskID string, force bool) error {
 	h, _ := d.ready()
 	if h == nil || !force {
 		return drivers.ErrTaskNotFound
 	}
-	dirs, err := filepath.Glob(filepath.Join(h.tasksDir(), "*."+shortHash(taskID)))
-	if err != nil || len(dirs) == 0 {
-		return drivers.ErrTaskNotFound
+	entries, err := os.ReadDir(h.tasksDir())
+	if err != nil {
+		return fmt.Errorf("destroy task %q: %w", taskID, err)
 	}
+	found := false
 	var errs []error
-	for _, dir := range dirs {
-		errs = append(errs, d.endUnknown(h, dir, func(r *record) bool { return r.TaskID == taskID }))
+	for _, e := range entries {
+		dir := filepath.Join(h.tasksDir(), e.Name())
+		t, err := readTask(dir)
+		if t == nil || t.TaskID != taskID {
+			continue // another's, whatever is wrong with it
+		}
+		found = true
+		if errors.Is(err, errRebooted) {
+			errs = append(errs, h.forget(dir))
+		} else {
+			errs = append(errs, err, h.clear(dir, t))
+		}
+	}
+	if !found {
+		return drivers.ErrTaskNotFound
 	}
 	return errors.Join(errs...)
 }

@@ -5,11 +5,13 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strings"
 	"time"
 
 	"github.com/bivouac-run/bivouac/driver/internal/cgroup"
 	"github.com/bivouac-run/bivouac/driver/internal/runsc"
 	"github.com/bivouac-run/bivouac/driver/internal/shim"
+	"github.com/bivouac-run/bivouac/internal/statefile"
 	"github.com/hashicorp/nomad/plugins/drivers"
 )
 
@@ -39,7 +41,14 @@ func (d *Driver) RecoverTask(handle *drivers.TaskHandle) error {
 	if h == nil {
 		return fmt.Errorf("recover task %q: %w", handle.Config.ID, err)
 	}
-	t, err := readTask(h.taskDir(containerIDOf(handle.Config.AllocID, handle.Config.Name, handle.Config.ID)))
+	var state handleState
+	if err := handle.GetDriverState(&state); err != nil {
+		return fmt.Errorf("recover task %q: decode handle: %w", handle.Config.ID, err)
+	}
+	if !strings.HasPrefix(state.ContainerID, containerPrefix(handle.Config.AllocID, handle.Config.Name)) {
+		return fmt.Errorf("recover task %q: the handle is of container %q", handle.Config.ID, state.ContainerID)
+	}
+	t, err := readTask(h.taskDir(filepath.Base(state.ContainerID)))
 	if err == nil {
 		err = t.load()
 	}
@@ -51,30 +60,56 @@ func (d *Driver) RecoverTask(handle *drivers.TaskHandle) error {
 	return nil
 }
 
-// adopt takes over a start with the same task ID that an earlier driver
-// process did not live to report. It returns nil if there was none, or it
-// failed; what it left is then gone.
-func (d *Driver) adopt(h *host, cfg *drivers.TaskConfig) (*task, error) {
-	dir := h.taskDir(containerIDOf(cfg.AllocID, cfg.Name, cfg.ID))
-	if _, err := os.Stat(dir); errors.Is(err, os.ErrNotExist) {
-		return nil, nil
+// adopt takes over an invocation of the task that Nomad started and does not
+// know of, because its agent or this plugin was killed before they could tell:
+// one with the same ID, when Nomad repeats a start, or one with another ID and
+// the same configuration, unless Nomad has asked for its end. Running the task
+// again would run it twice. It returns nil if there is none; one that cannot be
+// taken over is left for endInvocations.
+func (d *Driver) adopt(h *host, cfg *drivers.TaskConfig, digest string) (*task, error) {
+	dirs, err := h.invocations(cfg.AllocID, cfg.Name)
+	if err != nil {
+		return nil, err
 	}
-	t, err := readTask(dir)
-	if err == nil {
-		err = d.awaitStart(h, t)
+	for _, dir := range dirs {
+		t, err := readTask(dir)
+		if err != nil || t.AllocID != cfg.AllocID || t.TaskName != cfg.Name {
+			continue
+		}
+		if t.TaskID != cfg.ID && (t.ConfigDigest != digest || t.released()) {
+			continue
+		}
+		if err := d.awaitStart(h, t); d.ctx.Err() != nil {
+			return nil, d.ctx.Err() // whoever comes next takes it over
+		} else if err != nil {
+			d.log.Warn("an earlier start cannot be taken over", "task_id", t.TaskID, "error", err)
+			continue
+		}
+		d.log.Info("took over an invocation that Nomad did not know", "task_id", cfg.ID, "container_id", t.ContainerID)
+		return t, d.rename(t, cfg.ID)
 	}
-	if err == nil {
-		d.log.Info("took over a start that was cut short", "task_id", cfg.ID)
-		return t, nil
+	return nil, nil
+}
+
+// rename gives a task that was taken over the ID that Nomad knows it by now.
+func (d *Driver) rename(t *task, id string) error {
+	if t.TaskID == id {
+		return nil
 	}
-	if d.ctx.Err() != nil {
-		return nil, err // whoever comes next takes it over
+	d.mu.Lock()
+	delete(d.tasks, t.TaskID) // its watch goes on, for those who wait for the old ID
+	d.mu.Unlock()
+	t.TaskID = id
+	return statefile.WriteVolatile(filepath.Join(t.dir, recordFile), recordVersion, &t.record)
+}
+
+// invocations are the directories of all invocations of a task.
+func (h *host) invocations(allocID, taskName string) ([]string, error) {
+	dirs, err := filepath.Glob(filepath.Join(h.tasksDir(), containerPrefix(allocID, taskName)+"*"))
+	if err != nil {
+		return nil, fmt.Errorf("list tasks: %w", err)
 	}
-	d.log.Warn("clearing a start that was cut short", "task_id", cfg.ID, "error", err)
-	if errors.Is(err, errRebooted) {
-		return nil, errors.Join(h.runsc.Forget(filepath.Base(dir)), os.RemoveAll(dir))
-	}
-	return nil, h.clear(dir, t)
+	return dirs, nil
 }
 
 // awaitStart waits until the shim of a task says how its start went.
@@ -124,9 +159,9 @@ func (d *Driver) endInvocations(h *host, allocID, taskName string) error {
 		d.log.Warn("ending an invocation that Nomad does not know", "task_id", t.TaskID, "container_id", t.ContainerID)
 		errs = append(errs, d.destroy(h, t))
 	}
-	dirs, err := filepath.Glob(filepath.Join(h.tasksDir(), containerPrefix(allocID, taskName)+"*"))
+	dirs, err := h.invocations(allocID, taskName)
 	if err != nil {
-		return fmt.Errorf("list tasks: %w", err)
+		return err
 	}
 	for _, dir := range dirs {
 		errs = append(errs, d.endUnknown(h, dir, mine))
@@ -155,7 +190,7 @@ func (d *Driver) endUnknown(h *host, dir string, match func(*record) bool) error
 	case errors.Is(err, os.ErrNotExist): // being made, or being removed
 		return nil
 	case errors.Is(err, errRebooted):
-		return errors.Join(h.runsc.Forget(filepath.Base(dir)), os.RemoveAll(dir))
+		return h.forget(dir)
 	case err != nil:
 		return err
 	case !match(&t.record):
@@ -165,9 +200,31 @@ func (d *Driver) endUnknown(h *host, dir string, match func(*record) bool) error
 	return h.clear(dir, t)
 }
 
+// forget removes what a task of an earlier boot left.
+func (h *host) forget(dir string) error {
+	return errors.Join(h.runsc.Forget(filepath.Base(dir)), os.RemoveAll(dir))
+}
+
 // abandonedAfter is the age at which a file without owner counts as left by a
 // crash: nothing takes that long to be made or removed.
 const abandonedAfter = 10 * time.Minute
+
+// sweepPeriod is how often the node is looked over for what nobody removed.
+const sweepPeriod = time.Minute
+
+// sweepAlways sweeps now and then until the plugin ends.
+func (d *Driver) sweepAlways() {
+	tick := time.NewTicker(sweepPeriod)
+	defer tick.Stop()
+	for {
+		d.sweep()
+		select {
+		case <-tick.C:
+		case <-d.ctx.Done():
+			return
+		}
+	}
+}
 
 // sweep ends what is left of allocations whose directory Nomad has removed,
 // and removes what a crash left half made or half removed.

@@ -90,17 +90,69 @@ func TestStartCutShortIsTakenOver(t *testing.T) {
 	must.Eq(t, "start\n", string(raw))
 }
 
-func TestFormerInvocationIsEnded(t *testing.T) {
-	d, cfg, _ := started(t, needNode(t), "sleep 600")
-	before := d.tasks[cfg.ID]
-	d = again(t, d)
-	next := cfg.Copy()
-	next.ID = cfg.AllocID + "/task/" + uuid.Short() // Nomad never learned of the other
-	_, _, err := d.StartTask(next)
-	must.NoError(t, err)
-	defer destroy(t, d, next.ID)
-	must.False(t, before.started.Sandbox.Alive())
-	must.DirNotExists(t, before.dir)
+// Nomad's agent was killed before it had stored the handle: it starts the task
+// under another ID. Running it twice would be wrong if it is the same task, and
+// keeping it if the job has changed, or if Nomad has asked for its end.
+func TestInvocationThatNomadDoesNotKnow(t *testing.T) {
+	n := needNode(t)
+	for name, c := range map[string]struct {
+		script string
+		change func(*drivers.TaskConfig)
+		before func(*testing.T, *Driver, *drivers.TaskConfig)
+		kept   bool
+	}{
+		"runs on":        {script: "sleep 600", kept: true},
+		"has ended":      {script: "exit 23", before: awaitEnd, kept: true},
+		"has changed":    {script: "sleep 600", change: func(c *drivers.TaskConfig) { c.Env["X"] = "new" }},
+		"was stopped":    {script: "exit 23", before: stopTask},
+		"was not ours":   {script: "sleep 600", change: func(c *drivers.TaskConfig) { c.User = "user" }},
+		"known, runs on": {script: "sleep 600", kept: true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			d, cfg, _ := started(t, n, "echo start >> /alloc/data/starts; echo up; "+c.script)
+			output(t, cfg, "stdout", func(s string) bool { return s == "up\n" })
+			if c.before != nil {
+				c.before(t, d, cfg)
+			}
+			before := d.tasks[cfg.ID]
+			if name != "known, runs on" {
+				d = again(t, d)
+			}
+			next := cfg.Copy()
+			next.ID = cfg.AllocID + "/task/" + uuid.Short()
+			if c.change != nil {
+				c.change(next)
+			}
+			handle, _, err := d.StartTask(next)
+			must.NoError(t, err)
+			defer func() { destroy(t, d, next.ID) }() // of whatever driver is the last
+			must.Eq(t, c.kept, before.started.Sandbox == d.tasks[next.ID].started.Sandbox)
+			_, err = d.InspectTask(cfg.ID)
+			must.ErrorIs(t, err, drivers.ErrTaskNotFound)
+			if !c.kept {
+				must.False(t, before.started.Sandbox.Alive())
+				must.DirNotExists(t, before.dir)
+				return
+			}
+			// It is known under its new ID from now on, after a crash too.
+			d = again(t, d)
+			must.NoError(t, d.RecoverTask(handle))
+			if c.script == "exit 23" {
+				must.Eq(t, 23, wait(t, d, next.ID).ExitCode)
+			}
+			raw, err := os.ReadFile(filepath.Join(cfg.TaskDir().SharedAllocDir, "data", "starts"))
+			must.NoError(t, err)
+			must.Eq(t, "start\n", string(raw))
+			must.NoError(t, d.DestroyTask(next.ID, true))
+			nothingLeft(t, d)
+		})
+	}
+}
+
+func awaitEnd(t *testing.T, d *Driver, cfg *drivers.TaskConfig) { wait(t, d, cfg.ID) }
+
+func stopTask(t *testing.T, d *Driver, cfg *drivers.TaskConfig) {
+	must.NoError(t, d.StopTask(cfg.ID, 0, ""))
 }
 
 func TestSweepEndsTasksWithoutAllocation(t *testing.T) {
@@ -153,7 +205,13 @@ func TestRecoverRefusesHandles(t *testing.T) {
 	d := newDriver(t, needNode(t).config(t))
 	must.ErrorContains(t, d.RecoverTask(nil), "empty")
 	must.ErrorContains(t, d.RecoverTask(&drivers.TaskHandle{Version: 9, Config: &drivers.TaskConfig{ID: "x"}}), "version 9")
-	must.ErrorIs(t, d.RecoverTask(&drivers.TaskHandle{Version: recordVersion, Config: &drivers.TaskConfig{ID: "x"}}), os.ErrNotExist)
+	handle := drivers.NewTaskHandle(recordVersion)
+	handle.Config = &drivers.TaskConfig{ID: "x", AllocID: "a", Name: "n"}
+	must.ErrorContains(t, d.RecoverTask(handle), "decode handle")
+	must.NoError(t, handle.SetDriverState(&handleState{ContainerID: "../../etc"}))
+	must.ErrorContains(t, d.RecoverTask(handle), "is of container")
+	must.NoError(t, handle.SetDriverState(&handleState{ContainerID: containerIDOf("a", "n", "x")}))
+	must.ErrorIs(t, d.RecoverTask(handle), os.ErrNotExist)
 	_, err := shim.ReadExit(t.TempDir())
 	must.ErrorIs(t, err, os.ErrNotExist)
 }

@@ -3,6 +3,8 @@ package driver
 import (
 	"fmt"
 	"os"
+	"os/signal"
+	"syscall"
 
 	"github.com/hashicorp/go-hclog"
 	"github.com/hashicorp/nomad/plugins"
@@ -22,6 +24,9 @@ func Serve() int {
 to the agent's configuration.`)
 		return 1
 	}
+	// Log lines go to a pipe of the agent's. Without a reader, while the agent
+	// is being restarted, they must fail, not kill the process.
+	signal.Ignore(syscall.SIGPIPE)
 	var d *Driver
 	plugins.Serve(func(log hclog.Logger) any {
 		d = New(log)

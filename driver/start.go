@@ -2,6 +2,9 @@ package driver
 
 import (
 	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"os"
@@ -43,12 +46,15 @@ func (d *Driver) startTask(cfg *drivers.TaskConfig) (*drivers.TaskHandle, error)
 	if _, err := d.lookup(cfg.ID); err == nil {
 		return nil, fmt.Errorf("task %q is already started", cfg.ID)
 	}
-	t, err := d.adopt(h, cfg)
+	s := &start{d: d, h: h, cfg: cfg}
+	if err := s.decode(); err != nil {
+		return nil, err
+	}
+	t, err := d.adopt(h, cfg, s.digest)
 	if err != nil {
 		return nil, err
 	}
 	if t == nil {
-		s := &start{d: d, h: h, cfg: cfg}
 		if t, err = s.do(); err != nil {
 			return nil, err
 		}
@@ -93,11 +99,13 @@ type start struct {
 	h   *host
 	cfg *drivers.TaskConfig
 
-	opts  TaskConfig
-	image *image.Image
-	t     *task
-	spec  bundle.Task
-	undos []func() error
+	opts TaskConfig
+	// digest is of everything in cfg but the invocation's ID.
+	digest string
+	image  *image.Image
+	t      *task
+	spec   bundle.Task
+	undos  []func() error
 }
 
 // undo registers what takes a step back if a later one fails.
@@ -114,7 +122,6 @@ func (s *start) do() (_ *task, err error) {
 		}
 	}()
 	for _, step := range []func() error{
-		s.decode,
 		s.endFormerInvocations,
 		s.getImage,
 		s.makeDir,
@@ -137,6 +144,7 @@ func (s *start) decode() error {
 	if err := s.cfg.DecodeDriverConfig(&s.opts); err != nil {
 		return fmt.Errorf("decode task config: %w", err)
 	}
+	var err error
 	errs := []error{s.opts.validate()}
 	if len(s.cfg.Devices) > 0 {
 		errs = append(errs, errors.New("devices: host devices cannot be passed into a sandbox"))
@@ -144,15 +152,32 @@ func (s *start) decode() error {
 	if n := s.cfg.NetworkIsolation; n != nil && n.Mode == drivers.NetIsolationModeHost {
 		errs = append(errs, errors.New("network: host mode would give the sandbox the node's network; use bridge or cni/NAME"))
 	}
-	if err := errors.Join(errs...); err != nil {
+	if err = errors.Join(errs...); err != nil {
 		return fmt.Errorf("task config: %w", err)
 	}
-	return nil
+	s.digest, err = digestOf(s.cfg, &s.opts)
+	return err
 }
 
-// endFormerInvocations ends what was started for this task and Nomad does not
-// know of: the plugin or the agent was killed before it could tell. Nomad never
-// starts a task before it has destroyed the former one.
+// digestOf is equal for two invocations of a task that its job describes in
+// the same way.
+func digestOf(cfg *drivers.TaskConfig, opts *TaskConfig) (string, error) {
+	same := cfg.Copy()
+	same.ID = ""
+	raw, err := json.Marshal(struct {
+		Task *drivers.TaskConfig
+		Opts *TaskConfig
+	}{same, opts})
+	if err != nil {
+		return "", fmt.Errorf("digest task config: %w", err)
+	}
+	sum := sha256.Sum256(raw)
+	return hex.EncodeToString(sum[:]), nil
+}
+
+// endFormerInvocations ends what was started for this task, Nomad does not
+// know of, and adopt did not take: Nomad never starts a task before it has
+// destroyed the former one.
 func (s *start) endFormerInvocations() error {
 	return s.d.endInvocations(s.h, s.cfg.AllocID, s.cfg.Name)
 }
@@ -184,7 +209,7 @@ func (s *start) makeDir() error {
 		TaskID: s.cfg.ID, AllocID: s.cfg.AllocID, TaskName: s.cfg.Name, AllocDir: s.cfg.AllocDir,
 		ContainerID: id, CgroupPath: s.cfg.Resources.LinuxResources.CpusetCgroupPath,
 		ImageRef: s.opts.Image, ImageDigest: s.image.Digest, StopSignal: s.image.Config.StopSignal,
-		Platform: s.h.cfg.Platform,
+		Platform: s.h.cfg.Platform, ConfigDigest: s.digest,
 	}}
 	if v := s.d.runscVersion.Load(); v != nil {
 		s.t.RunscVersion = v.Release

@@ -39,6 +39,8 @@ type record struct {
 	// RunscVersion and Platform are those the sandbox was started with.
 	RunscVersion string `json:"runsc_version,omitempty"`
 	Platform     string `json:"platform"`
+	// ConfigDigest is of all that the job said about the task.
+	ConfigDigest string `json:"config_digest"`
 }
 
 // Files of a task's state directory besides the shim's.
@@ -50,8 +52,10 @@ const (
 	shimLog    = "shim.log"
 	// logsDir and scratchDir are where the shim mounts the allocation's logs
 	// and the task's own directory.
-	logsDir      = "logs"
-	scratchDir   = "scratch"
+	logsDir    = "logs"
+	scratchDir = "scratch"
+	// releasedFile says that Nomad has asked for the end of this invocation.
+	releasedFile = "released"
 	sandboxPID   = "sandbox.pid"
 	resolvConf   = "resolv.conf"
 	hostsFile    = "hosts"
@@ -104,8 +108,9 @@ func shortHash(s string) string {
 var errRebooted = errors.New("the node was rebooted since it started")
 
 // readTask loads a task from its state directory. The error wraps
-// os.ErrNotExist if there is no record, errRebooted if the record is of an
-// earlier boot, and statefile.ErrNewer if it is of a newer release.
+// os.ErrNotExist if there is no record, statefile.ErrNewer if it is of a newer
+// release, and errRebooted, with the task beside it, if it is of an earlier
+// boot.
 func readTask(dir string) (*task, error) {
 	t := &task{dir: dir, done: make(chan struct{})}
 	meta, err := statefile.Read(filepath.Join(dir, recordFile), recordVersion, &t.record)
@@ -117,7 +122,7 @@ func readTask(dir string) (*task, error) {
 		return nil, err
 	}
 	if meta.BootID != boot {
-		return nil, fmt.Errorf("task %q: %w", t.TaskID, errRebooted)
+		return t, fmt.Errorf("task %q: %w", t.TaskID, errRebooted)
 	}
 	return t, nil
 }
@@ -173,12 +178,17 @@ func (t *task) watch(ctx context.Context) {
 		exit = t.shimLost(err)
 	}
 	t.exit = &drivers.ExitResult{ExitCode: exit.Code, Signal: exit.Signal, OOMKilled: exit.OOMKilled}
-	if exit.Err != "" {
+	switch {
+	case exit.Err != "":
 		t.exit.Err = errors.New(exit.Err)
+	case exit.OOMKilled:
+		t.exit.Err = errOOMKilled // the docker driver's words
 	}
 	t.endedAt = exit.At
 	close(t.done)
 }
+
+var errOOMKilled = errors.New("OOM Killed")
 
 // watchRetry is how long a watch that failed is put off.
 const watchRetry = 200 * time.Millisecond
@@ -199,6 +209,18 @@ func (t *task) shimLost(cause error) *shim.Exit {
 	}
 	_ = shim.WriteExit(t.dir, exit) // for later readers; this one has it
 	return exit
+}
+
+// release notes that Nomad has asked for the task's end: what is left of it is
+// not to be taken over.
+func (t *task) release() {
+	// A full disk is no reason not to stop a task.
+	_ = os.WriteFile(filepath.Join(t.dir, releasedFile), nil, 0o600)
+}
+
+func (t *task) released() bool {
+	_, err := os.Stat(filepath.Join(t.dir, releasedFile))
+	return !errors.Is(err, os.ErrNotExist)
 }
 
 // ended says whether watch has published the exit.
