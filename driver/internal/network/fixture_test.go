@@ -2,7 +2,6 @@ package network
 
 import (
 	"bufio"
-	"bytes"
 	"context"
 	"fmt"
 	"io"
@@ -149,7 +148,7 @@ func (w *world) sh(script string) string {
 }
 
 func (w *world) try(script string) (string, error) {
-	script = strings.NewReplacer(" H ", " "+w.h+" ", " A ", " "+w.a+" ", " A\n", " "+w.a+"\n", " H;", " "+w.h+";").Replace(script + "\n")
+	script = strings.NewReplacer(" H ", " "+w.h+" ", " A ", " "+w.a+" ", " A\n", " "+w.a+"\n", " H;", " "+w.h+";", " A;", " "+w.a+";").Replace(script + "\n")
 	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
 	defer cancel()
 	out, err := exec.CommandContext(ctx, "bash", "-ec", script).CombinedOutput()
@@ -226,8 +225,10 @@ func serve(t testing.TB, p place, network, addr, name string) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	var stderr bytes.Buffer
-	cmd.Stderr = &stderr
+	log := filepath.Join(t.TempDir(), "stderr")
+	if cmd.Stderr, err = os.Create(log); err != nil {
+		t.Fatal(err)
+	}
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
@@ -236,8 +237,8 @@ func serve(t testing.TB, p place, network, addr, name string) {
 		_ = cmd.Wait()
 	})
 	if line, err := bufio.NewReader(out).ReadString('\n'); err != nil || line != "ready\n" {
-		_ = cmd.Wait()
-		t.Fatalf("serve %s %s: %q, %v: %s", network, addr, line, err, stderr.String())
+		said, _ := os.ReadFile(log)
+		t.Fatalf("serve %s %s: %q, %v: %s", network, addr, line, err, said)
 	}
 }
 
@@ -285,7 +286,6 @@ func hold(t testing.TB, p place, network, local, remote string) *held {
 	if err != nil {
 		t.Fatal(err)
 	}
-	cmd.Stderr = os.Stderr
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}

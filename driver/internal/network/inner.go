@@ -92,7 +92,8 @@ func (n *inner) fill(id string, i int, f *iface) error {
 		if err := n.nl.NeighAdd(neighbour(index, gw, mac)); err != nil {
 			return fmt.Errorf("add neighbour %s to inner %q: %w", gw, f.name, err)
 		}
-		onLink := &netlink.Route{LinkIndex: index, Dst: ipNet(host(gw)), Scope: netlink.SCOPE_LINK}
+		// Each interface has this route, so their metrics must differ.
+		onLink := &netlink.Route{LinkIndex: index, Dst: ipNet(host(gw)), Scope: netlink.SCOPE_LINK, Priority: 1 + i}
 		if err := n.nl.RouteAdd(onLink); err != nil {
 			return fmt.Errorf("add route to %s to inner %q: %w", gw, f.name, err)
 		}

@@ -58,10 +58,12 @@ func (t *table) buildInbound(c *nftables.Conn) {
 	add(c, in, "", load(expr.MetaKeyNFPROTO), lookupData(t.receiver), set(expr.MetaKeyMARK), setCt())
 }
 
-// buildOutput makes the chain that sends A's own packets for a claimed port
-// to the sandbox instead of to A.
+// buildOutput makes the chain that sends A's own packets to a sandbox instead
+// of to A: for a claimed port, or in answer to the sandbox.
 func (t *table) buildOutput(c *nftables.Conn) {
 	out := c.AddChain(t.base("output", nftables.ChainTypeRoute, nftables.ChainHookOutput, nftables.ChainPriorityMangle))
+	add(c, out, "", loadCt(expr.CtKeyDIRECTION), equal([]byte{directionReply}),
+		loadCt(expr.CtKeyMARK), differs(native(0)), differs(native(markAlloc)), set(expr.MetaKeyMARK), verdict(expr.VerdictAccept, ""))
 	toItself := [][]expr.Any{
 		join(family(unix.NFPROTO_IPV4), network(ip4Dest, ip4AddrLen), lookup(t.addrs4)),
 		join(family(unix.NFPROTO_IPV6), network(ip6Dest, ip6AddrLen), lookup(t.addrs6)),

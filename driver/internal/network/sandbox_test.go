@@ -5,8 +5,10 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
@@ -29,7 +31,7 @@ func start(t testing.TB, id, netns string) *sandbox {
 	t.Helper()
 	s := &sandbox{t: t, id: id}
 	path := runscPath(t)
-	root, err := os.MkdirTemp("/run", "bvr-")
+	root, err := os.MkdirTemp("/run", "bvm-")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -71,8 +73,10 @@ func (s *sandbox) delete() {
 }
 
 func (s *sandbox) command(args ...string) *exec.Cmd {
-	argv := append(append(s.flags, "exec", s.id), args...)
-	return exec.Command(argv[0], argv[1:]...)
+	argv := slices.Concat(s.flags, []string{"exec", s.id}, args)
+	cmd := exec.Command(argv[0], argv[1:]...)
+	cmd.WaitDelay = time.Second // a process in the sandbox survives runsc exec, with its output
+	return cmd
 }
 
 // run returns what a command in the sandbox printed.

@@ -202,23 +202,29 @@ func (r *router) sweepTable(t *table, live []member, names map[string]bool) erro
 		return slices.ContainsFunc(live, func(m member) bool { return m.mark == mark })
 	}
 	gone := map[uint32]bool{}
-	err = batch("remove the sandbox's elements", func(c *nftables.Conn) error {
-		for name, mark := range now.marks {
-			if names[name] {
-				continue
-			}
+	var links, ports []nftables.SetElement
+	for name, mark := range now.marks {
+		if !names[name] {
 			gone[mark] = true
-			if err := c.SetDeleteElements(t.marks, element(ifName(name), mark)); err != nil {
-				return err
-			}
+			links = append(links, element(ifName(name), mark)...)
 		}
-		for port, mark := range now.ports {
-			if isLive(mark) {
-				continue
-			}
+	}
+	for port, mark := range now.ports {
+		if !isLive(mark) {
 			gone[mark] = true
 			delete(now.ports, port)
-			if err := c.SetDeleteElements(t.ports, element(portKey(port), mark)); err != nil {
+			ports = append(ports, element(portKey(port), mark)...)
+		}
+	}
+	for chunk := range slices.Chunk(ports, batchElements) {
+		err := batch("release ports", func(c *nftables.Conn) error { return c.SetDeleteElements(t.ports, chunk) })
+		if err != nil {
+			return err
+		}
+	}
+	err = batch("remove the sandbox's elements", func(c *nftables.Conn) error {
+		if len(links) > 0 {
+			if err := c.SetDeleteElements(t.marks, links); err != nil {
 				return err
 			}
 		}
