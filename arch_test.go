@@ -87,7 +87,7 @@ var importRules = []importRule{{
 }, {
 	in: []string{"./..."}, but: []string{"./device/internal/nvml/..."}, ban: []string{"github.com/NVIDIA/..."}, why: wrapped,
 }, {
-	in: []string{"./..."}, but: []string{"./netplugin/internal/nft/..."}, ban: []string{"github.com/google/nftables/..."}, why: wrapped,
+	in: []string{"./..."}, but: []string{"./netplugin/internal/nft/...", "./driver/internal/network/..."}, ban: []string{"github.com/google/nftables/..."}, why: wrapped,
 }, {
 	in: []string{"./..."}, but: []string{"./netplugin/internal/mesh/..."}, ban: []string{"golang.zx2c4.com/wireguard/..."}, why: wrapped,
 }, {

@@ -9,7 +9,9 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"strings"
+	"syscall"
 	"time"
 
 	"github.com/bivouac-run/bivouac/driver/internal/runtimelog"
@@ -39,17 +41,26 @@ func (r *Runtime) Probe(ctx context.Context, program, dir string) (err error) {
 	}
 	id := filepath.Base(dir)
 	log := filepath.Join(dir, "log.json")
-	argv := append(r.flags(Files{Log: log}), "--network=none", "--overlay2=none", "--ignore-cgroups",
+	// runsc's state goes with the directory, if this process is killed; only
+	// what all sandboxes share stays where it is.
+	probe := *r
+	probe.Root = dir
+	argv := append(probe.flags(Files{Log: log}), "--shared-root="+r.Root, "--network=none", "--overlay2=none", "--ignore-cgroups",
 		"run", "--bundle="+dir, id)
 	cmd := exec.CommandContext(ctx, argv[0], argv[1:]...)
 	cmd.Env = environment()
 	cmd.Dir = "/"
 	cmd.WaitDelay = time.Second
+	// Nor does the sandbox outlive this process: it ends with the thread that
+	// started it.
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	out, runErr := cmd.Output()
 	// Whatever happened, nothing of the sandbox may stay.
 	cleanup, cancel := context.WithTimeout(context.WithoutCancel(ctx), 10*time.Second)
 	defer cancel()
-	deleteErr := r.Delete(cleanup, id)
+	deleteErr := probe.Delete(cleanup, id)
 	switch {
 	case ctx.Err() != nil:
 		return errors.Join(fmt.Errorf("boot check: no sandbox within the time limit: %w", ctx.Err()), deleteErr)
