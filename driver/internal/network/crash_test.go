@@ -1,8 +1,10 @@
 package network
 
 import (
+	"fmt"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -131,13 +133,10 @@ func TestDetachIsIdempotent(t *testing.T) {
 	w.unchanged(before)
 }
 
-// A failure halfway is undone: an interface that cannot be made in I.
+// A failure at the last step undoes all before it.
 func TestAFailureIsUndone(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
-	w.sh(`ip -n H link add second type veth peer name eth1 netns A
-ip -n A addr add 10.8.0.7/24 dev eth1; ip -n A link set eth1 mtu 60 up || true
-ip -n A link set eth1 up`)
 	before := w.state()
 	first := w.attach(Options{ID: "first.1", Ports: []uint16{80}})
 	during := w.state()
@@ -150,4 +149,28 @@ ip -n A link set eth1 up`)
 	}
 	w.detach(first)
 	w.unchanged(before)
+}
+
+// No thread may stay in a namespace that it was sent to.
+func TestNoThreadStaysElsewhere(t *testing.T) {
+	w := newWorld(t) // not parallel: others' threads are elsewhere for good reason
+	for i := range 20 {
+		w.detach(w.attach(Options{ID: fmt.Sprintf("t.%d", i)}))
+	}
+	own, err := os.Readlink("/proc/self/ns/net")
+	if err != nil {
+		t.Fatal(err)
+	}
+	waitFor(t, func() bool { // threads end a moment after their goroutines
+		threads, err := filepath.Glob("/proc/self/task/*/ns/net")
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, path := range threads {
+			if ns, err := os.Readlink(path); err == nil && ns != own {
+				return false
+			}
+		}
+		return true
+	})
 }

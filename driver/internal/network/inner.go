@@ -69,7 +69,8 @@ func (n *inner) fill(id string, i int, f *iface) error {
 		return fmt.Errorf("find inner %q: %w", f.name, err)
 	}
 	// No address of the kernel's choosing: runsc would take it over.
-	if err := n.nl.LinkSetIP6AddrGenMode(link, addrGenModeNone); err != nil && !errors.Is(err, unix.EAFNOSUPPORT) {
+	err = n.nl.LinkSetIP6AddrGenMode(link, addrGenModeNone)
+	if err != nil && !errors.Is(err, unix.EAFNOSUPPORT) && !errors.Is(err, unix.EOPNOTSUPP) { // a kernel without IPv6
 		return fmt.Errorf("set up inner %q: %w", f.name, err)
 	}
 	if err := n.nl.LinkSetUp(link); err != nil {

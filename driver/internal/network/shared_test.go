@@ -2,6 +2,7 @@ package network
 
 import (
 	"fmt"
+	"os"
 	"strings"
 	"testing"
 )
@@ -194,4 +195,45 @@ func TestManyAtOnce(t *testing.T) {
 		w.detach(Planned(w.path(), w.options(Options{ID: fmt.Sprintf("task.%d", i)})))
 	}
 	w.unchanged(before)
+}
+
+// A's kernel knows nothing of a sandbox's connections and would reset them, if
+// it ever saw one of their packets.
+func TestAKernelThatForgotAConnectionDoesNotResetIt(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	a := w.attach(Options{ID: "web.1"})
+	s := start(t, "web.1", a.Path)
+	serve(t, s, "tcp", ":8080", "sandbox")
+	serve(t, w.node(), "tcp", ":9090", "node")
+	for _, loose := range []string{"1", "0"} { // taken up midway, or invalid
+		w.sh("ip netns exec A sysctl -qw net.netfilter.nf_conntrack_tcp_loose=" + loose)
+		in := hold(t, w.node(), "tcp", "", alloc4+":8080")
+		out := hold(t, s, "tcp", "", node4+":9090")
+		first := [2]string{in.ask(), out.ask()}
+		err := inAlloc(a, func(*os.File, *router) error { return forgetFlows(a.Mark) })
+		if err != nil {
+			t.Fatal(err)
+		}
+		if again := [2]string{in.ask(), out.ask()}; again != first {
+			t.Errorf("loose=%s: %q, was %q", loose, again, first)
+		}
+	}
+}
+
+// What leaves a sandbox has its address, and goes nowhere in A by loopback.
+func TestASandboxCannotForgeItsSource(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	a := w.attach(Options{ID: "evil.1"})
+	serve(t, w.node(), "udp", ":9091", "node")
+	// In I without runsc, where nothing but the rules stands in the way.
+	evil := inNetNS{a.Path}
+	answers(t, evil, "udp", node4+":9091", "node "+alloc4)
+	w.sh("nsenter --net=" + a.Path + " ip addr add 10.9.0.66/32 dev eth0")
+	w.sh("ip -n H route add 10.9.0.66 via 10.9.0.7")
+	out, err := evil.command(peerPath(t), "ask", "udp", "10.9.0.66:0", node4+":9091").CombinedOutput()
+	if err == nil {
+		t.Errorf("an address that is not the sandbox's gets an answer: %s", out)
+	}
 }

@@ -35,6 +35,7 @@ func survey(nl *netlink.Handle) ([]iface, error) {
 		return nil, fmt.Errorf("list interfaces: %w", err)
 	}
 	var found []iface
+	seen := map[netip.Addr]bool{} // an address that two have is the first one's
 	for _, l := range links {
 		a := l.Attrs()
 		if a.Flags&net.FlagUp == 0 || a.Flags&net.FlagLoopback != 0 || isOurs(a.Name) {
@@ -46,8 +47,10 @@ func survey(nl *netlink.Handle) ([]iface, error) {
 			return nil, fmt.Errorf("list addresses of %q: %w", a.Name, err)
 		}
 		for _, addr := range addrs {
-			if ip, ok := netip.AddrFromSlice(addr.IP); ok && usable(ip.Unmap()) && !slices.Contains(f.addrs, ip.Unmap()) {
-				f.addrs = append(f.addrs, ip.Unmap())
+			ip, ok := netip.AddrFromSlice(addr.IP)
+			if ip = ip.Unmap(); ok && usable(ip) && !seen[ip] {
+				seen[ip] = true
+				f.addrs = append(f.addrs, ip)
 			}
 		}
 		if len(f.addrs) > 0 {
@@ -62,7 +65,7 @@ func survey(nl *netlink.Handle) ([]iface, error) {
 
 // usable says whether a sandbox can have an address of A's.
 func usable(a netip.Addr) bool {
-	return !a.IsLoopback() && !a.IsMulticast() && !(a.Is6() && a.IsLinkLocalUnicast())
+	return !a.IsLoopback() && !a.IsMulticast() && (a.Is4() || !a.IsLinkLocalUnicast())
 }
 
 // addRoutes gives each interface the destinations of A's main table that lead

@@ -15,8 +15,11 @@ type setting struct{ path, value string }
 func (s setting) String() string { return s.path + "=" + s.value }
 
 func parseSetting(s string) (setting, bool) {
-	path, value, ok := strings.Cut(s, "=")
-	return setting{path, value}, ok && filepath.IsLocal(path) && strings.HasPrefix(path, "net/")
+	i := strings.LastIndexByte(s, '=') // an interface's name may have one, too
+	if i < 0 || !filepath.IsLocal(s[:i]) || !strings.HasPrefix(s, "net/") {
+		return setting{}, false
+	}
+	return setting{s[:i], s[i+1:]}, true
 }
 
 // read returns the setting as it is now; ok is false if the kernel has none.

@@ -201,7 +201,7 @@ func sendRule(family byte, body []byte) error {
 	if err != nil {
 		return err
 	}
-	defer c.Close()
+	defer func() { _ = c.Close() }()
 	header := func(family byte, res uint16) []byte {
 		return append([]byte{family, unix.NFNETLINK_V0}, binaryutil.BigEndian.PutUint16(res)...)
 	}
