@@ -50,12 +50,16 @@ func runscPath(t testing.TB) string {
 	return ""
 }
 
+// peerDir is what peer made, for TestMain to remove.
+var peerDir string
+
 // peer builds testdata/peer, once.
 var peer = sync.OnceValues(func() (string, error) {
 	dir, err := os.MkdirTemp("", "peer-")
 	if err != nil {
 		return "", err
 	}
+	peerDir = dir
 	path := filepath.Join(dir, "peer")
 	cmd := exec.Command("go", "build", "-o", path, "./testdata/peer")
 	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
@@ -79,8 +83,8 @@ func TestMain(m *testing.M) {
 		attachAndDetachForEver(dir)
 	}
 	code := m.Run()
-	if path, err := peer(); err == nil {
-		_ = os.RemoveAll(filepath.Dir(path))
+	if peerDir != "" {
+		_ = os.RemoveAll(peerDir)
 	}
 	os.Exit(code) // deferred calls are done
 }
