@@ -162,7 +162,9 @@ func (w *world) try(script string) (string, error) {
 // state is everything of A that a user can see.
 func (w *world) state() string {
 	w.t.Helper()
-	return w.sh(`ip -n A -d addr | grep -v valid_lft; ip -n A route show table all; ip -n A -6 route show table all
+	// Without standard error: ip says there what it thinks of the
+	// namespaces that tests beside this one are deleting.
+	return w.sh(`exec 2>/dev/null; ip -n A -d addr | grep -v valid_lft; ip -n A route show table all; ip -n A -6 route show table all
 ip -n A rule; ip -n A -6 rule; ip -n A neigh | grep PERM || true; ip netns exec A nft list ruleset
 ip netns exec A sysctl -a -r '^net\.ipv[46]\.(ip_forward|ip_early_demux|conf\..*\.(forwarding|rp_filter|accept_ra|accept_local|src_valid_mark))$'`)
 }
