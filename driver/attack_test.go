@@ -1,10 +1,13 @@
 package driver
 
 import (
+	"context"
+	"io"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/hashicorp/nomad/helper/uuid"
 	"github.com/hashicorp/nomad/plugins/drivers"
@@ -137,4 +140,33 @@ func TestExecTimeoutEndsTheWholeGroup(t *testing.T) {
 	must.StrContains(t, string(result.Stdout), "sleep 600")
 	must.StrNotContains(t, string(result.Stdout), "3333")
 	must.StrNotContains(t, string(result.Stdout), "4444")
+}
+
+// A client that goes away stops reading; its command must not wait for it for
+// ever.
+func TestExecOfAClientThatHasGone(t *testing.T) {
+	n := needNode(t)
+	h := n.harness(t)
+	cfg := taskConfig(t, h, sh(n.image(t, "busybox", nil), "sleep 600"), nil)
+	startTask(t, h, cfg)
+	ctx, cancel := context.WithCancel(t.Context())
+	stdin, _ := io.Pipe()
+	unread, stdout := io.Pipe()
+	_, stderr := io.Pipe()
+	done := make(chan error, 1)
+	go func() {
+		_, err := driverOf(h).ExecTaskStreaming(ctx, cfg.ID, &drivers.ExecOptions{
+			Command: []string{"yes"}, Stdin: stdin, Stdout: stdout, Stderr: stderr,
+		})
+		done <- err
+	}()
+	_, err := unread.Read(make([]byte, 10)) // then never again
+	must.NoError(t, err)
+	cancel()
+	select {
+	case err := <-done:
+		must.ErrorIs(t, err, context.Canceled)
+	case <-time.After(20 * time.Second):
+		t.Fatal("it is still there")
+	}
 }

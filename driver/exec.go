@@ -42,11 +42,16 @@ func (d *Driver) ExecTask(taskID string, cmd []string, timeout time.Duration) (*
 // until ctx, the client's call, ends: if writing it failed, Nomad would report
 // that instead of the exit code.
 func (d *Driver) ExecTaskStreaming(ctx context.Context, taskID string, opts *drivers.ExecOptions) (*drivers.ExitResult, error) {
-	defer func() {
-		_ = opts.Stdout.Close() // pipes within this process
+	hangUp := func() { // pipes within this process
+		_ = opts.Stdout.Close()
 		_ = opts.Stderr.Close()
-	}()
-	context.AfterFunc(ctx, func() { _ = opts.Stdin.Close() })
+	}
+	defer hangUp()
+	// Nomad stops reading, without a word, when its client has gone.
+	context.AfterFunc(ctx, func() {
+		hangUp()
+		_ = opts.Stdin.Close()
+	})
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	stop := context.AfterFunc(d.ctx, cancel)
@@ -58,6 +63,10 @@ func (d *Driver) ExecTaskStreaming(ctx context.Context, taskID string, opts *dri
 	if err != nil {
 		return nil, err
 	}
+	// What was written last has been read, but maybe not sent on: Nomad's
+	// reader takes this empty write only once it has.
+	_, _ = opts.Stdout.Write(nil)
+	_, _ = opts.Stderr.Write(nil)
 	return &drivers.ExitResult{ExitCode: code}, nil
 }
 

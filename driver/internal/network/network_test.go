@@ -122,7 +122,12 @@ func TestWithoutAddressesThereIsLoopbackOnly(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
 	w.sh(`ip -n A link del eth0; ip -n H link add vA type veth peer name eth0 netns A
-ip -n A link set eth0 up; ip -n H link set vA up`) // up, with nothing but a link-local address
+ip -n A link set eth0 up; ip -n H link set vA up
+for i in $(seq 200); do
+  ip -n A link show eth0 | grep -q 'state UP' && ip -n A -6 addr show eth0 | grep fe80 | grep -qv tentative && exit
+  sleep 0.05
+done
+exit 1`) // up, with nothing but a link-local address
 	before := w.state()
 	a := w.attach(Options{ID: "none.1"})
 	if len(a.Addresses) > 0 || a.Mark != 0 {
