@@ -72,6 +72,7 @@ var taskSpec = hclspec.NewObject(map[string]*hclspec.Spec{
 	"args":               hclspec.NewAttr("args", "list(string)", false),
 	"work_dir":           hclspec.NewAttr("work_dir", "string", false),
 	"hostname":           hclspec.NewAttr("hostname", "string", false),
+	"ports":              hclspec.NewAttr("ports", "list(string)", false),
 	"readonly_rootfs":    hclspec.NewAttr("readonly_rootfs", "bool", false),
 	"pids_limit":         hclspec.NewAttr("pids_limit", "number", false),
 	"cpu_hard_limit":     hclspec.NewAttr("cpu_hard_limit", "bool", false),
@@ -121,8 +122,12 @@ type TaskConfig struct {
 	WorkDir    string   `codec:"work_dir"`
 	// Hostname is the name inside; empty means the group network's, or the
 	// first 8 characters of the allocation's ID.
-	Hostname       string `codec:"hostname"`
-	ReadonlyRootfs bool   `codec:"readonly_rootfs"`
+	Hostname string `codec:"hostname"`
+	// Ports are labels of the group network's ports that this task serves.
+	// Needed only where several gvisor tasks share a network: without, the
+	// first by name gets what no other claims.
+	Ports          []string `codec:"ports"`
+	ReadonlyRootfs bool     `codec:"readonly_rootfs"`
 	// PidsLimit bounds the sandbox's host threads; 0 means the plugin's
 	// default.
 	PidsLimit int64 `codec:"pids_limit"`

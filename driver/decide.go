@@ -65,9 +65,6 @@ func (s *start) decideProcess() error {
 	if s.spec.Hostname == "" {
 		s.spec.Hostname = defaultHostname(s.cfg)
 	}
-	if n := s.cfg.NetworkIsolation; n != nil {
-		s.spec.NetNS = n.Path // empty for mode none: loopback only
-	}
 	return nil
 }
 

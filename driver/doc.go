@@ -5,7 +5,8 @@
 // A start flows through one list of steps, each with its undo:
 //
 //	config -> image (driver/internal/image) -> bundle (driver/internal/bundle)
-//	       -> limits (driver/internal/cgroup) -> shim (driver/internal/shim) -> runsc
+//	       -> limits (driver/internal/cgroup) -> network (driver/internal/network)
+//	       -> shim (driver/internal/shim) -> runsc
 //
 // After it the driver holds nothing that the sandbox needs. The shim owns the
 // sandbox, its output and the record of its end; a task's state directory
@@ -13,11 +14,10 @@
 // be killed at any time: RecoverTask reads the directory again, and a start
 // that was cut short is taken over when Nomad repeats it.
 //
-// What the driver leaves out: networks (it joins the namespace that Nomad
-// hands over, and gives a task without one loopback only), log rotation
-// (Nomad's log collector reads the FIFOs), devices.
+// A task with a network gets a namespace of its own behind the allocation's
+// (driver/internal/network), because runsc empties the one it joins; a task
+// without has loopback only.
 //
-// Known to be wrong: runsc takes the addresses off the interfaces of the
-// network namespace it joins, so a task that restarts within its allocation
-// finds a namespace without network.
+// What the driver leaves out: log rotation (Nomad's log collector reads the
+// FIFOs), devices, what a network may reach.
 package driver

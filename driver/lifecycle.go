@@ -10,6 +10,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/bivouac-run/bivouac/driver/internal/network"
 	"github.com/bivouac-run/bivouac/driver/internal/proc"
 	"github.com/bivouac-run/bivouac/driver/internal/runsc"
 	"github.com/bivouac-run/bivouac/driver/internal/shim"
@@ -221,7 +222,7 @@ func (d *Driver) destroyUnknown(taskID string, force bool) error {
 		}
 		found = true
 		if errors.Is(err, errRebooted) {
-			errs = append(errs, h.forget(dir))
+			errs = append(errs, h.forget(t))
 		} else {
 			errs = append(errs, err, h.clear(dir, t))
 		}
@@ -250,6 +251,9 @@ func (h *host) remove(t *task) error {
 	}
 	if t.scope != nil {
 		errs = append(errs, t.scope.RemoveLeftovers())
+	}
+	if t.Network != nil {
+		errs = append(errs, network.Detach(t.Network))
 	}
 	if t.AllocDir != "" {
 		errs = append(errs, os.RemoveAll(t.nameFiles()))

@@ -9,9 +9,9 @@ import (
 	"time"
 
 	"github.com/bivouac-run/bivouac/driver/internal/cgroup"
+	"github.com/bivouac-run/bivouac/driver/internal/network"
 	"github.com/bivouac-run/bivouac/driver/internal/runsc"
 	"github.com/bivouac-run/bivouac/driver/internal/shim"
-	"github.com/bivouac-run/bivouac/internal/statefile"
 	"github.com/hashicorp/nomad/plugins/drivers"
 )
 
@@ -52,6 +52,9 @@ func (d *Driver) RecoverTask(handle *drivers.TaskHandle) error {
 	if err == nil {
 		err = t.load()
 	}
+	if err == nil {
+		err = t.checkNetwork()
+	}
 	if err != nil {
 		return fmt.Errorf("recover task %q: %w", handle.Config.ID, err)
 	}
@@ -79,9 +82,13 @@ func (d *Driver) adopt(h *host, cfg *drivers.TaskConfig, digest string) (*task, 
 		if t.TaskID != cfg.ID && (t.ConfigDigest != digest || t.released()) {
 			continue
 		}
-		if err := d.awaitStart(h, t); d.ctx.Err() != nil {
+		if err = d.awaitStart(h, t); d.ctx.Err() != nil {
 			return nil, d.ctx.Err() // whoever comes next takes it over
-		} else if err != nil {
+		}
+		if err == nil {
+			err = t.checkNetwork()
+		}
+		if err != nil {
 			d.log.Warn("an earlier start cannot be taken over", "task_id", t.TaskID, "error", err)
 			continue
 		}
@@ -100,7 +107,7 @@ func (d *Driver) rename(t *task, id string) error {
 	delete(d.tasks, t.TaskID) // its watch goes on, for those who wait for the old ID
 	d.mu.Unlock()
 	t.TaskID = id
-	return statefile.WriteVolatile(filepath.Join(t.dir, recordFile), recordVersion, &t.record)
+	return t.writeRecord()
 }
 
 // invocations are the directories of all invocations of a task.
@@ -190,7 +197,7 @@ func (d *Driver) endUnknown(h *host, dir string, match func(*record) bool) error
 	case errors.Is(err, os.ErrNotExist): // being made, or being removed
 		return nil
 	case errors.Is(err, errRebooted):
-		return h.forget(dir)
+		return h.forget(t)
 	case err != nil:
 		return err
 	case !match(&t.record):
@@ -200,9 +207,13 @@ func (d *Driver) endUnknown(h *host, dir string, match func(*record) bool) error
 	return h.clear(dir, t)
 }
 
-// forget removes what a task of an earlier boot left.
-func (h *host) forget(dir string) error {
-	return errors.Join(h.runsc.Forget(filepath.Base(dir)), os.RemoveAll(dir))
+// forget removes what a task of an earlier boot left in dir.
+func (h *host) forget(t *task) error {
+	var err error
+	if t.Network != nil {
+		err = network.Detach(t.Network)
+	}
+	return errors.Join(err, h.runsc.Forget(t.ContainerID), os.RemoveAll(t.dir))
 }
 
 // abandonedAfter is the age at which a file without owner counts as left by a

@@ -3,6 +3,7 @@ package driver
 import (
 	"bufio"
 	"bytes"
+	"errors"
 	"fmt"
 	"net/netip"
 	"os"
@@ -48,6 +49,34 @@ func limitsOf(r *drivers.Resources, opts *TaskConfig, h *host) bundle.Limits {
 		l.CPUQuota = max(int64(linux.PercentTicks*float64(l.CPUPeriod)*float64(h.cores)), leastQuota)
 	}
 	return l
+}
+
+// portsOf returns the container ports that the labels stand for.
+func portsOf(r *drivers.Resources, labels []string) ([]uint16, error) {
+	if len(labels) == 0 {
+		return nil, nil
+	}
+	byLabel := map[string]uint16{}
+	if r != nil && r.Ports != nil {
+		for _, p := range *r.Ports {
+			port := p.To
+			if port <= 0 {
+				port = p.Value
+			}
+			byLabel[p.Label] = uint16(port)
+		}
+	}
+	var ports []uint16
+	var errs []error
+	for _, label := range labels {
+		port, ok := byLabel[label]
+		if !ok {
+			errs = append(errs, fmt.Errorf("ports: the group's network has no port %q", label))
+			continue
+		}
+		ports = append(ports, port)
+	}
+	return ports, errors.Join(errs...)
 }
 
 // hostResolvConf reads the node's resolver configuration from the first path,

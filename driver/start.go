@@ -15,9 +15,9 @@ import (
 	"github.com/bivouac-run/bivouac/driver/internal/bundle"
 	"github.com/bivouac-run/bivouac/driver/internal/cgroup"
 	"github.com/bivouac-run/bivouac/driver/internal/image"
+	"github.com/bivouac-run/bivouac/driver/internal/network"
 	"github.com/bivouac-run/bivouac/driver/internal/runsc"
 	"github.com/bivouac-run/bivouac/driver/internal/shim"
-	"github.com/bivouac-run/bivouac/internal/statefile"
 	"github.com/hashicorp/nomad/plugins/drivers"
 )
 
@@ -102,10 +102,12 @@ type start struct {
 	opts TaskConfig
 	// digest is of everything in cfg but the invocation's ID.
 	digest string
-	image  *image.Image
-	t      *task
-	spec   bundle.Task
-	undos  []func() error
+	// ports are the container ports behind opts.Ports.
+	ports []uint16
+	image *image.Image
+	t     *task
+	spec  bundle.Task
+	undos []func() error
 }
 
 // undo registers what takes a step back if a later one fails.
@@ -128,6 +130,7 @@ func (s *start) do() (_ *task, err error) {
 		s.decideProcess,
 		s.decideMounts,
 		s.limit,
+		s.attachNetwork,
 		s.writeBundle,
 		s.launch,
 	} {
@@ -152,6 +155,8 @@ func (s *start) decode() error {
 	if n := s.cfg.NetworkIsolation; n != nil && n.Mode == drivers.NetIsolationModeHost {
 		errs = append(errs, errors.New("network: host mode would give the sandbox the node's network; use bridge or cni/NAME"))
 	}
+	s.ports, err = portsOf(s.cfg.Resources, s.opts.Ports)
+	errs = append(errs, err)
 	if err = errors.Join(errs...); err != nil {
 		return fmt.Errorf("task config: %w", err)
 	}
@@ -217,6 +222,9 @@ func (s *start) makeDir() error {
 	if err := os.Mkdir(s.t.dir, 0o700); err != nil {
 		return fmt.Errorf("make task directory: %w", err)
 	}
+	if n := s.cfg.NetworkIsolation; n != nil && n.Path != "" {
+		s.t.Network = network.Planned(n.Path, s.networkOptions())
+	}
 	// The undo of everything that follows, of a crash too: see remove.
 	s.undo(func() error { return s.h.remove(s.t) })
 	for _, name := range []string{logsDir, scratchDir} {
@@ -224,7 +232,7 @@ func (s *start) makeDir() error {
 			return fmt.Errorf("make task directory: %w", err)
 		}
 	}
-	return statefile.WriteVolatile(filepath.Join(s.t.dir, recordFile), recordVersion, &s.t.record)
+	return s.t.writeRecord()
 }
 
 // limit opens Nomad's cgroup for the task and writes the limits, before there

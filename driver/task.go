@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/bivouac-run/bivouac/driver/internal/cgroup"
+	"github.com/bivouac-run/bivouac/driver/internal/network"
 	"github.com/bivouac-run/bivouac/driver/internal/shim"
 	"github.com/bivouac-run/bivouac/internal/statefile"
 	"github.com/hashicorp/nomad/plugins/drivers"
@@ -39,6 +40,9 @@ type record struct {
 	// RunscVersion and Platform are those the sandbox was started with.
 	RunscVersion string `json:"runsc_version,omitempty"`
 	Platform     string `json:"platform"`
+	// Network is the sandbox's way into the allocation's network, nil if it
+	// has none. It is noted before it is made.
+	Network *network.Attachment `json:"network,omitempty"`
 	// ConfigDigest is of all that the job said about the task.
 	ConfigDigest string `json:"config_digest"`
 }
@@ -125,6 +129,10 @@ func readTask(dir string) (*task, error) {
 		return t, fmt.Errorf("task %q: %w", t.TaskID, errRebooted)
 	}
 	return t, nil
+}
+
+func (t *task) writeRecord() error {
+	return statefile.WriteVolatile(filepath.Join(t.dir, recordFile), recordVersion, &t.record)
 }
 
 // load completes a task whose sandbox was started: how, and with what process.

@@ -31,13 +31,6 @@ job "web" {
       }
     }
 
-    # runsc takes the address off the allocation's interface, so a task that
-    # restarts inside its allocation has no network: let Nomad make a new one.
-    restart {
-      attempts = 0
-      mode     = "fail"
-    }
-
     task "main" {
       driver = "gvisor"
 

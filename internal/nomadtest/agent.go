@@ -195,6 +195,16 @@ func (a *Agent) KillAgent(t testing.TB) {
 	}
 }
 
+// InterruptAgent stops the agent as an operator does for an upgrade: jobs stay,
+// and Nomad ends the plugin.
+func (a *Agent) InterruptAgent(t testing.TB) {
+	t.Helper()
+	a.crashed.Store(true)
+	if err := a.process().interrupt(); err != nil {
+		t.Fatal(err)
+	}
+}
+
 // DriverPIDs are the plugin processes that the agent runs. It is one, but for
 // the moments in which Nomad starts it anew.
 func (a *Agent) DriverPIDs() []int {
@@ -219,7 +229,7 @@ func (a *Agent) KillDriver() int {
 	return n
 }
 
-// Restart starts a killed agent again, with the same state and ports, without
+// Restart starts an agent that was killed or interrupted again, with the same state and ports, without
 // waiting for it.
 func (a *Agent) Restart(t testing.TB) {
 	t.Helper()
