@@ -1,6 +1,7 @@
 package driver
 
 import (
+	"errors"
 	"path/filepath"
 
 	"github.com/bivouac-run/bivouac/driver/internal/network"
@@ -23,7 +24,7 @@ func (s *start) attachNetwork() error {
 	}
 	a, err := network.Attach(s.cfg.NetworkIsolation.Path, s.networkOptions())
 	if err != nil {
-		return err
+		return &transientError{err}
 	}
 	s.t.Network = a
 	s.spec.NetNS = a.Path
@@ -32,9 +33,13 @@ func (s *start) attachNetwork() error {
 
 // checkNetwork returns an error if the task runs without the network it was
 // given, because the allocation's was made anew: it is better started again.
+// Not to be able to look is no reason to end it.
 func (t *task) checkNetwork() error {
 	if t.Network == nil || !t.started.Sandbox.Alive() {
 		return nil
 	}
-	return network.Check(t.Network)
+	if err := network.Check(t.Network); errors.Is(err, network.ErrBroken) {
+		return err
+	}
+	return nil
 }

@@ -101,7 +101,7 @@ func TestForeignRecordDoesNotStopStarts(t *testing.T) {
 	cfg := taskConfig(t, h, sh(n.image(t, "busybox", nil), "exit 3"), nil)
 	startTask(t, h, cfg)
 	must.Eq(t, 3, wait(t, h, cfg.ID).ExitCode)
-	d.sweep()
+	d.sweep(d.sweep(nil))
 	must.True(t, exists(foreign)) // a newer release's: not ours to remove
 }
 

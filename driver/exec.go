@@ -54,7 +54,10 @@ func (d *Driver) ExecTaskStreaming(ctx context.Context, taskID string, opts *dri
 	})
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	stop := context.AfterFunc(d.ctx, cancel)
+	stop := context.AfterFunc(d.ctx, func() {
+		cancel()
+		hangUp()
+	})
 	defer stop()
 	code, err := d.exec(ctx, taskID, opts.Command, runsc.Exec{
 		TTY: opts.Tty, Stdin: opts.Stdin, Stdout: opts.Stdout, Stderr: opts.Stderr,

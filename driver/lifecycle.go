@@ -38,6 +38,7 @@ func (d *Driver) WaitTask(ctx context.Context, taskID string) (<-chan *drivers.E
 		defer close(ch)
 		select {
 		case <-t.done:
+			t.release() // whoever starts the task next means to run it
 			ch <- t.exit.Copy()
 		case <-ctx.Done():
 		case <-d.ctx.Done():
@@ -258,8 +259,11 @@ func (h *host) remove(t *task) error {
 	if t.AllocDir != "" {
 		errs = append(errs, os.RemoveAll(t.nameFiles()))
 	}
-	errs = append(errs, os.RemoveAll(t.dir))
-	if err := errors.Join(errs...); err != nil {
+	err := errors.Join(errs...)
+	if err == nil { // the record stays with what could not be removed
+		err = os.RemoveAll(t.dir)
+	}
+	if err != nil {
 		return fmt.Errorf("remove task %q: %w", t.TaskID, err)
 	}
 	return nil

@@ -55,6 +55,9 @@ func (d *Driver) RecoverTask(handle *drivers.TaskHandle) error {
 	if err == nil {
 		err = t.checkNetwork()
 	}
+	if err == nil {
+		err = d.rename(t, handle.Config.ID)
+	}
 	if err != nil {
 		return fmt.Errorf("recover task %q: %w", handle.Config.ID, err)
 	}
@@ -88,26 +91,40 @@ func (d *Driver) adopt(h *host, cfg *drivers.TaskConfig, digest string) (*task, 
 		if err == nil {
 			err = t.checkNetwork()
 		}
+		if err == nil {
+			err = d.rename(t, cfg.ID)
+		}
 		if err != nil {
 			d.log.Warn("an earlier start cannot be taken over", "task_id", t.TaskID, "error", err)
 			continue
 		}
 		d.log.Info("took over an invocation that Nomad did not know", "task_id", cfg.ID, "container_id", t.ContainerID)
-		return t, d.rename(t, cfg.ID)
+		d.emit(cfg, "Took over the sandbox of an earlier start that Nomad had lost")
+		return t, nil
 	}
 	return nil, nil
 }
 
-// rename gives a task that was taken over the ID that Nomad knows it by now.
+// rename gives a task the ID that Nomad knows it by now, and forgets what this
+// process knew of its sandbox under another. On error nothing has changed.
 func (d *Driver) rename(t *task, id string) error {
 	if t.TaskID == id {
 		return nil
 	}
-	d.mu.Lock()
-	delete(d.tasks, t.TaskID) // its watch goes on, for those who wait for the old ID
-	d.mu.Unlock()
+	former := t.TaskID
 	t.TaskID = id
-	return t.writeRecord()
+	if err := t.writeRecord(); err != nil {
+		t.TaskID = former
+		return err
+	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	for key, known := range d.tasks {
+		if known.ContainerID == t.ContainerID {
+			delete(d.tasks, key) // its watch goes on, for those who wait for the old ID
+		}
+	}
+	return nil
 }
 
 // invocations are the directories of all invocations of a task.
@@ -155,6 +172,7 @@ func (h *host) clear(dir string, t *task) error {
 		// It is gone with its allocation, if not there.
 		t.scope, _ = cgroup.Open(cgroup.DefaultRoot, t.CgroupPath, t.AllocID, t.TaskName)
 	}
+	t.release()
 	return h.remove(t)
 }
 
@@ -213,7 +231,10 @@ func (h *host) forget(t *task) error {
 	if t.Network != nil {
 		err = network.Detach(t.Network)
 	}
-	return errors.Join(err, h.runsc.Forget(t.ContainerID), os.RemoveAll(t.dir))
+	if err = errors.Join(err, h.runsc.Forget(t.ContainerID)); err != nil {
+		return err
+	}
+	return os.RemoveAll(t.dir)
 }
 
 // abandonedAfter is the age at which a file without owner counts as left by a
@@ -227,8 +248,9 @@ const sweepPeriod = time.Minute
 func (d *Driver) sweepAlways() {
 	tick := time.NewTicker(sweepPeriod)
 	defer tick.Stop()
+	suspects := map[string]bool{}
 	for {
-		d.sweep()
+		suspects = d.sweep(suspects)
 		select {
 		case <-tick.C:
 		case <-d.ctx.Done():
@@ -238,16 +260,19 @@ func (d *Driver) sweepAlways() {
 }
 
 // sweep ends what is left of allocations whose directory Nomad has removed,
-// and removes what a crash left half made or half removed.
-func (d *Driver) sweep() {
+// and removes what a crash left half made or half removed. A task is ended only
+// if the sweep before suspected it too: it returns those it suspects, by
+// directory.
+func (d *Driver) sweep(suspected map[string]bool) (suspects map[string]bool) {
+	suspects = map[string]bool{}
 	h, _ := d.ready()
 	if h == nil {
-		return
+		return suspects
 	}
 	entries, err := os.ReadDir(h.tasksDir())
 	if err != nil {
 		d.log.Error("listing what earlier tasks left", "error", err)
-		return
+		return suspects
 	}
 	known := map[string]bool{}
 	for _, t := range d.known(func(*record) bool { return true }) {
@@ -258,7 +283,10 @@ func (d *Driver) sweep() {
 		if known[e.Name()] {
 			continue
 		}
-		err := d.endUnknown(h, dir, allocationRemoved)
+		err := d.endUnknown(h, dir, func(r *record) bool {
+			suspects[dir] = allocationRemoved(r)
+			return suspects[dir] && suspected[dir]
+		})
 		if _, rerr := os.Stat(filepath.Join(dir, recordFile)); errors.Is(rerr, os.ErrNotExist) {
 			err = errors.Join(err, removeAbandoned(dir))
 		}
@@ -272,6 +300,7 @@ func (d *Driver) sweep() {
 			d.log.Error("clearing an earlier boot check", "directory", dir, "error", err)
 		}
 	}
+	return suspects
 }
 
 // allocationRemoved says whether Nomad has removed a task's allocation. If the

@@ -103,6 +103,7 @@ func TestInvocationThatNomadDoesNotKnow(t *testing.T) {
 	}{
 		"runs on":        {script: "sleep 600", kept: true},
 		"has ended":      {script: "exit 23", before: awaitEnd, kept: true},
+		"was told of":    {script: "exit 23", before: tellEnd},
 		"has changed":    {script: "sleep 600", change: func(c *drivers.TaskConfig) { c.Env["X"] = "new" }},
 		"was stopped":    {script: "exit 23", before: stopTask},
 		"was not ours":   {script: "sleep 600", change: func(c *drivers.TaskConfig) { c.User = "user" }},
@@ -149,7 +150,9 @@ func TestInvocationThatNomadDoesNotKnow(t *testing.T) {
 	}
 }
 
-func awaitEnd(t *testing.T, d *Driver, cfg *drivers.TaskConfig) { wait(t, d, cfg.ID) }
+func awaitEnd(_ *testing.T, d *Driver, cfg *drivers.TaskConfig) { <-d.tasks[cfg.ID].done }
+
+func tellEnd(t *testing.T, d *Driver, cfg *drivers.TaskConfig) { wait(t, d, cfg.ID) }
 
 func stopTask(t *testing.T, d *Driver, cfg *drivers.TaskConfig) {
 	must.NoError(t, d.StopTask(cfg.ID, 0, ""))
@@ -160,7 +163,10 @@ func TestSweepEndsTasksWithoutAllocation(t *testing.T) {
 	before := d.tasks[cfg.ID]
 	must.NoError(t, os.Rename(cfg.AllocDir, cfg.AllocDir+".gone"))
 	t.Cleanup(func() { _ = os.RemoveAll(cfg.AllocDir + ".gone") })
-	again(t, d)
+	d = again(t, d)
+	suspects := d.sweep(nil)
+	must.True(t, before.started.Sandbox.Alive()) // once is not enough
+	d.sweep(suspects)
 	deadline := time.Now().Add(20 * time.Second)
 	for before.started.Sandbox.Alive() || exists(before.dir) {
 		if time.Now().After(deadline) {
@@ -173,6 +179,25 @@ func TestSweepEndsTasksWithoutAllocation(t *testing.T) {
 func exists(path string) bool {
 	_, err := os.Stat(path)
 	return err == nil
+}
+
+// A handle from before the task was taken over under another ID.
+func TestRecoverByAFormerHandle(t *testing.T) {
+	d, cfg, former := started(t, needNode(t), "sleep 600")
+	d = again(t, d)
+	next := cfg.Copy()
+	next.ID = cfg.AllocID + "/task/" + uuid.Short()
+	_, _, err := d.StartTask(next)
+	must.NoError(t, err)
+	must.NoError(t, d.RecoverTask(former))
+	defer destroy(t, d, cfg.ID)
+	status, err := d.InspectTask(cfg.ID)
+	must.NoError(t, err)
+	must.Eq(t, drivers.TaskStateRunning, status.State)
+	_, err = d.InspectTask(next.ID)
+	must.ErrorIs(t, err, drivers.ErrTaskNotFound)
+	must.NoError(t, d.DestroyTask(cfg.ID, true))
+	nothingLeft(t, d)
 }
 
 func TestTaskOfAnotherBootIsNotRecovered(t *testing.T) {

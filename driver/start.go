@@ -43,12 +43,15 @@ func (d *Driver) startTask(cfg *drivers.TaskConfig) (*drivers.TaskHandle, error)
 	// Two invocations of one task share its cgroup and its output: never two
 	// at once.
 	defer d.starting.lock(containerPrefix(cfg.AllocID, cfg.Name))()
-	if _, err := d.lookup(cfg.ID); err == nil {
-		return nil, fmt.Errorf("task %q is already started", cfg.ID)
-	}
 	s := &start{d: d, h: h, cfg: cfg}
 	if err := s.decode(); err != nil {
 		return nil, err
+	}
+	if t, err := d.lookup(cfg.ID); err == nil {
+		if t.ConfigDigest != s.digest {
+			return nil, fmt.Errorf("task %q is already started, with another configuration", cfg.ID)
+		}
+		return t.handle(cfg) // only the connection broke, and Nomad repeats it
 	}
 	t, err := d.adopt(h, cfg, s.digest)
 	if err != nil {
@@ -78,14 +81,21 @@ func (e *startError) Error() string       { return e.err.Error() }
 func (e *startError) Unwrap() error       { return e.err }
 func (e *startError) IsRecoverable() bool { return e.recoverable }
 
+// transientError is a failure of the node that a later attempt may not meet.
+type transientError struct{ err error }
+
+func (e *transientError) Error() string { return e.err.Error() }
+func (e *transientError) Unwrap() error { return e.err }
+
 // errSlowStart is a sandbox that did not come up in time: a loaded node, which
 // a later attempt may find idle.
 var errSlowStart = errors.New("sandbox did not start in time")
 
 // recoverable says whether trying again can help.
 func recoverable(err error) bool {
+	var transient *transientError
 	switch {
-	case image.Retryable(err), errors.Is(err, errSlowStart):
+	case errors.As(err, &transient), image.Retryable(err), errors.Is(err, errSlowStart):
 		return true
 	case errors.Is(err, image.ErrClosed), errors.Is(err, context.Canceled):
 		return true // the plugin is being stopped or configured anew
@@ -184,7 +194,10 @@ func digestOf(cfg *drivers.TaskConfig, opts *TaskConfig) (string, error) {
 // know of, and adopt did not take: Nomad never starts a task before it has
 // destroyed the former one.
 func (s *start) endFormerInvocations() error {
-	return s.d.endInvocations(s.h, s.cfg.AllocID, s.cfg.Name)
+	if err := s.d.endInvocations(s.h, s.cfg.AllocID, s.cfg.Name); err != nil {
+		return &transientError{err}
+	}
+	return nil
 }
 
 func (s *start) getImage() error {

@@ -97,12 +97,18 @@ func TestMissingShimAnswer(t *testing.T) {
 	nothingLeft(t, d)
 }
 
-func TestStartTwiceIsRefused(t *testing.T) {
+func TestStartTwiceIsOneStart(t *testing.T) {
 	n := needNode(t)
 	h := n.harness(t)
 	cfg := taskConfig(t, h, sh(n.image(t, "busybox", nil), "sleep 600"), nil)
 	startTask(t, h, cfg)
+	sandbox := driverOf(h).tasks[cfg.ID].started.Sandbox
 	_, _, err := h.StartTask(cfg)
+	must.NoError(t, err)
+	must.Eq(t, sandbox, driverOf(h).tasks[cfg.ID].started.Sandbox)
+	other := cfg.Copy()
+	other.User = "user"
+	_, _, err = h.StartTask(other)
 	must.ErrorContains(t, err, "already started")
 }
 

@@ -7,6 +7,8 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+
+	"github.com/vishvananda/netlink"
 )
 
 // Options say for which sandbox a network is made.
@@ -173,9 +175,13 @@ func Detach(a *Attachment) error {
 	return wrap(fmt.Sprintf("detach network of %q", a.ID), err)
 }
 
-// Check says whether an attachment is still in force. It is not if the
-// allocation's namespace was made anew or its interface taken down, which
-// ends the sandbox's network for good: only a new start gives it another.
+// ErrBroken is returned by Check for an attachment that is no longer in force.
+var ErrBroken = errors.New("the sandbox's network is gone")
+
+// Check says whether an attachment is still in force. It returns ErrBroken if
+// the allocation's namespace was made anew or its interface taken down, which
+// ends the sandbox's network for good: only a new start gives it another. Any
+// other error means that it could not look.
 func Check(a *Attachment) error {
 	err := inAlloc(a, func(_ *os.File, r *router) error {
 		inner, err := openNetNS(a.Path)
@@ -194,9 +200,12 @@ func Check(a *Attachment) error {
 			return err
 		}
 		if now.marks[linkName(a.ID, 0)] != a.Mark {
-			return errors.New("nothing leads to it")
+			return fmt.Errorf("nothing leads to it: %w", ErrBroken)
 		}
 		return nil
 	})
+	if errors.As(err, new(netlink.LinkNotFoundError)) || errors.Is(err, os.ErrNotExist) || errors.Is(err, ErrNotNetNS) {
+		err = fmt.Errorf("%w: %w", err, ErrBroken)
+	}
 	return wrap(fmt.Sprintf("check network of %q", a.ID), err)
 }

@@ -40,7 +40,12 @@ func (t *table) buildInbound(c *nftables.Conn) {
 	in := c.AddChain(t.base("inbound", nftables.ChainTypeFilter, nftables.ChainHookPrerouting, nftables.ChainPriorityRef(afterNAT)))
 	accept := verdict(expr.VerdictAccept, "")
 	add(c, in, "", load(expr.MetaKeyIIFNAME), equal(ifName("lo")), accept)
-	add(c, in, "", load(expr.MetaKeyIIFNAME), lookupData(t.marks), setCt(), accept)
+	// A sandbox owns the flows that it begins, and no other: an answer with the
+	// address and port of somebody else, which it can send since all share the
+	// address, must not make the flow its own.
+	add(c, in, "", loadCt(expr.CtKeyDIRECTION), equal([]byte{directionOriginal}),
+		load(expr.MetaKeyIIFNAME), lookupData(t.marks), setCt(), accept)
+	add(c, in, "", load(expr.MetaKeyIIFNAME), lookupData(t.marks), accept)
 	add(c, in, "neighbours are A's", family(unix.NFPROTO_IPV6), protocolIs(unix.IPPROTO_ICMPV6),
 		transport(icmp6Type, 1), between(icmp6FirstLocal, icmp6LastLocal), accept)
 	add(c, in, "", loadCt(expr.CtKeyMARK), equal(native(markAlloc)), accept)

@@ -2,6 +2,7 @@ package network
 
 import (
 	"fmt"
+	"io"
 	"os"
 	"strings"
 	"testing"
@@ -235,5 +236,42 @@ func TestASandboxCannotForgeItsSource(t *testing.T) {
 	out, err := evil.command(peerPath(t), "ask", "udp", "10.9.0.66:0", node4+":9091").CombinedOutput()
 	if err == nil {
 		t.Errorf("an address that is not the sandbox's gets an answer: %s", out)
+	}
+}
+
+// All parties have the address, so each can send an answer in another's name.
+// The flow stays its owner's all the same.
+func TestAnAnswerInAnothersNameTakesNoFlow(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	web := w.attach(Options{ID: "web.1", Task: "web", Ports: []uint16{8080}})
+	evil := w.attach(Options{ID: "evil.1", Task: "evil", Ports: []uint16{9999}})
+	s1, s2 := start(t, "web.1", web.Path), start(t, "evil.1", evil.Path)
+	serve(t, s1, "udp", ":8080", "web")
+	serve(t, w.sidecar(), "udp", ":7001", "sidecar")
+	for port, owner := range map[string]string{":8080": "web", ":7001": "sidecar"} {
+		h := hold(t, w.node(), "udp", node4+":40000", alloc4+port)
+		if got := h.ask(); !strings.HasPrefix(got, owner) {
+			t.Fatalf("%s answers %q", port, got)
+		}
+		c := s2.command("/peer", "hold", "udp", alloc4+port, node4+":40000")
+		in, err := c.StdinPipe()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := c.Start(); err != nil {
+			t.Fatal(err)
+		}
+		_, _ = io.WriteString(in, "\n")
+		h.ask() // what it reads may be the forged datagram, and lag behind from here on
+		_ = in.Close()
+		_ = c.Wait()
+		serve(t, s2, "udp", port, "evil")
+		for range 3 {
+			if got := h.ask(); strings.HasPrefix(got, "evil") {
+				t.Errorf("%s, which belongs to %s, answers %q", port, owner, got)
+			}
+		}
+		_ = h.in.(io.Closer).Close()
 	}
 }
