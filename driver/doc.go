@@ -2,7 +2,7 @@
 // gVisor sandbox of its own. (Our driver is one letter from Nomad's package
 // drivers, which defines the interface implemented here.)
 //
-// A start flows through one list of steps, each with its undo:
+// A start flows through one list of steps, with one way back from all of them:
 //
 //	config -> image (driver/internal/image) -> bundle (driver/internal/bundle)
 //	       -> limits (driver/internal/cgroup) -> network (driver/internal/network)

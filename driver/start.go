@@ -9,7 +9,6 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"slices"
 	"time"
 
 	"github.com/bivouac-run/bivouac/driver/internal/bundle"
@@ -117,20 +116,16 @@ type start struct {
 	image *image.Image
 	t     *task
 	spec  bundle.Task
-	undos []func() error
+	// made says that the task has its directory, with a record in it that
+	// host.remove takes every later step back by, after a crash too.
+	made bool
 }
-
-// undo registers what takes a step back if a later one fails.
-func (s *start) undo(f func() error) { s.undos = append(s.undos, f) }
 
 // do takes the steps in order, and all of them back if one fails.
 func (s *start) do() (_ *task, err error) {
 	defer func() {
-		if err == nil {
-			return
-		}
-		for _, undo := range slices.Backward(s.undos) {
-			err = errors.Join(err, undo())
+		if err != nil && s.made {
+			err = errors.Join(err, s.h.remove(s.t))
 		}
 	}()
 	for _, step := range []func() error{
@@ -238,8 +233,7 @@ func (s *start) makeDir() error {
 	if n := s.cfg.NetworkIsolation; n != nil && n.Path != "" {
 		s.t.Network = network.Planned(n.Path, s.networkOptions())
 	}
-	// The undo of everything that follows, of a crash too: see remove.
-	s.undo(func() error { return s.h.remove(s.t) })
+	s.made = true
 	for _, name := range []string{logsDir, scratchDir} {
 		if err := os.Mkdir(filepath.Join(s.t.dir, name), 0o700); err != nil {
 			return fmt.Errorf("make task directory: %w", err)

@@ -65,7 +65,7 @@ func (r *Runtime) Probe(ctx context.Context, program, dir string) (err error) {
 	case ctx.Err() != nil:
 		return errors.Join(fmt.Errorf("boot check: no sandbox within the time limit: %w", ctx.Err()), deleteErr)
 	case runErr != nil:
-		return errors.Join(classify("run", lastErrorIn(log), runErr), deleteErr)
+		return errors.Join(classify("run", runtimelog.LastErrorIn(log), runErr), deleteErr)
 	case !strings.Contains(string(out), "probe"):
 		return errors.Join(fmt.Errorf("boot check: sandbox printed %q", out), deleteErr)
 	}
@@ -109,14 +109,4 @@ func copyFile(from, to string) (err error) {
 	defer func() { err = errors.Join(err, out.Close()) }()
 	_, err = io.Copy(out, in)
 	return err
-}
-
-// lastErrorIn is lastError for a log that is a file.
-func lastErrorIn(path string) string {
-	f, err := os.Open(path)
-	if err != nil {
-		return ""
-	}
-	defer f.Close()
-	return runtimelog.LastError(f)
 }

@@ -6,6 +6,7 @@ package runtimelog
 import (
 	"encoding/json"
 	"io"
+	"os"
 )
 
 // maxBytes bounds what is read: runsc logs one short record per failure.
@@ -25,4 +26,14 @@ func LastError(log io.Reader) string {
 			last = rec.Msg
 		}
 	}
+}
+
+// LastErrorIn is LastError of the log at path, "" if it cannot be opened.
+func LastErrorIn(path string) string {
+	f, err := os.Open(path)
+	if err != nil {
+		return ""
+	}
+	defer func() { _ = f.Close() }()
+	return LastError(f)
 }

@@ -190,7 +190,7 @@ func (s *shim) runtimeError(ws syscall.WaitStatus) error {
 	if ws.Signaled() && ws.Signal() == syscall.SIGKILL {
 		return fmt.Errorf("runsc %s %v", SlowStart, s.cfg.StartTimeout)
 	}
-	if msg := lastError(s.cfg.RuntimeLog); msg != "" {
+	if msg := runtimelog.LastErrorIn(s.cfg.RuntimeLog); msg != "" {
 		return errors.New(msg)
 	}
 	return fmt.Errorf("runsc ended with %s: %q", describe(ws), s.out[1].peek())
@@ -317,16 +317,6 @@ func describe(ws syscall.WaitStatus) string {
 		return "signal " + ws.Signal().String()
 	}
 	return fmt.Sprintf("exit status %d", ws.ExitStatus())
-}
-
-// lastError returns the message of the last error in a runsc log, or "".
-func lastError(path string) string {
-	f, err := os.Open(path)
-	if err != nil {
-		return ""
-	}
-	defer f.Close()
-	return runtimelog.LastError(f)
 }
 
 // lastPanic returns the first line of a panic log, bounded, or "".
